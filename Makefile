@@ -1,0 +1,97 @@
+# One verb per line in `make help`. Every set-up step is a stamp in the virtual
+# environment, so a second call does nothing it need not do.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= 2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+CORE := domain header hips lifecycle phantom/* pipeline reporting/* scoring series
+COMMA := ,
+EMPTY :=
+CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(subst /*,/*,$(CORE))))
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.run ## score a synthetic study through the whole service and show where the results lie
+	@$(BIN)/hipscore demo
+
+.PHONY: setup
+setup: $(VENV)/.run ## create .venv with the locked runtime and hipscore itself
+
+.PHONY: setup-dev
+setup-dev: $(VENV)/.dev ## the same with the tools for development
+
+.PHONY: setup-system
+setup-system: ## install the real parts the tests run against (apt: Orthanc, dcmtk, dicom3tools, PostgreSQL)
+	@scripts/setup-system.sh
+
+.PHONY: setup-train
+setup-train: $(VENV)/.train ## the same with torch, for hiptrain
+
+.PHONY: test
+test: setup-system lint ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
+	@rm -f .coverage .coverage.*
+	@$(BIN)/pytest --cov --cov-report=
+	@$(BIN)/coverage report --format=total | sed 's/.*/coverage of hipscore: &%/'
+	@echo "coverage of the core (must be 95 % or more):"
+	@$(BIN)/coverage report --include='$(CORE_FILES)' --fail-under=95
+
+.PHONY: quick
+quick: $(VENV)/.dev ## unit and contract tests only: seconds, no servers
+	@$(BIN)/pytest tests/unit tests/contract
+
+.PHONY: test-train
+test-train: $(VENV)/.train ## the tests of hiptrain that need torch
+	@$(BIN)/pytest tests/models/torch
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff, formatting, mypy --strict, import contracts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@PYTHONPATH=service:models $(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.dev ## let ruff fix what it can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: lock
+lock: ## resolve dependencies anew and write requirements/*.lock
+	@scripts/lock.sh
+
+.PHONY: wheel
+wheel: $(VENV)/.run ## build the wheel into dist/
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+.PHONY: clean
+clean: ## remove .venv and everything built
+	@rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@scripts/venv.sh $(VENV)
+
+$(VENV)/.run: requirements/build.lock requirements/run.lock pyproject.toml | $(VENV)/bin/python
+	@echo "installing the locked runtime into $(VENV) (a minute, once)"
+	@$(PIP) install --quiet --require-hashes --prefer-binary -r requirements/build.lock -r requirements/run.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.run
+	@echo "installing the locked development tools into $(VENV)"
+	@$(PIP) install --quiet --require-hashes --prefer-binary -r requirements/dev.lock
+	@touch $@
+
+# torch is not locked: which build fits (CPU, CUDA) depends on the machine. Everything else is.
+$(VENV)/.train: $(VENV)/.dev
+	@echo "installing torch $(TORCH) into $(VENV)"
+	@grep -E '^[a-z0-9]' requirements/dev.lock | sed 's/ *\\$$//' > $(VENV)/constraints.txt
+	@$(PIP) install --quiet -c $(VENV)/constraints.txt 'torch==$(TORCH)' --no-build-isolation --editable '.[train]'
+	@touch $@
