@@ -1,0 +1,200 @@
+"""Everything an operator can set: environment ``HIPSCORE_*``, then a TOML file, then defaults.
+
+The TOML file is named by ``HIPSCORE_CONFIG``; its keys are the field names below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_SOCKET_PATH_BYTES = 100
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 table 6.2-1, VR AE: no backslash, no controls
+_PEER = re.compile(
+    r"(?P<aet>[^@]{1,16})@(?P<host>[^@:\[\]\s/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})"
+)
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class Peer(BaseModel):
+    """A DICOM application entity to send to, written ``AET@HOST:PORT``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ae_title: str
+    host: str
+    port: int = Field(ge=1, le=65535)
+
+    @field_validator("ae_title")
+    @classmethod
+    def _check_title(cls, value: str) -> str:
+        return ae_title(value)
+
+    @classmethod
+    def parse(cls, text: str) -> Peer:
+        """Read ``AET@HOST:PORT`` (IPv6 in brackets).
+
+        Raises
+        ------
+        ValueError
+            If the text has another form, with the text in the message.
+        """
+        found = _PEER.fullmatch(text.strip())
+        if found is None or not 0 < int(found["port"]) < 65536:
+            msg = (
+                f"{text!r} is not a DICOM peer; write AET@HOST:PORT, for example PACS@10.0.0.5:104"
+            )
+            raise ValueError(msg)
+        title = ae_title(found["aet"])
+        return cls(ae_title=title, host=found["host"].strip("[]"), port=int(found["port"]))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.ae_title}@{host}:{self.port}"
+
+
+def ae_title(text: str) -> str:
+    """Check and trim an AE title (PS3.5 6.2). Raises ValueError naming what was wrong."""
+    title = text.strip(" ")
+    if not title or _AE_TITLE.fullmatch(title) is None:
+        msg = f"{text!r} is not an AE title; 1 to 16 printable ASCII characters without backslash"
+        raise ValueError(msg)
+    return title
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "hipscore"
+
+
+class Settings(BaseSettings):
+    """The effective settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HIPSCORE_",
+        env_ignore_empty=True,  # a compose file passes what is not set as ""
+        extra="forbid",  # a misspelt key of the file must not be lost in silence
+        frozen=True,
+    )
+
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="spool, results, embedded database and broker",
+    )
+    ae_title: str = Field("HIPSCORE", description="our AE title")
+    dicom_host: str = Field("127.0.0.1", description="address the listener binds to")
+    dicom_port: int = Field(11112, ge=1, le=65535, description="port the listener binds to")
+    http_host: str = Field("127.0.0.1", description="address the API binds to")
+    http_port: int = Field(8080, ge=1, le=65535, description="port the API binds to")
+    database_url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL; default: SQLite in the data directory"
+    )
+    broker_url: SecretStr | None = Field(
+        None, description="Redis URL; default: embedded Redis on a socket in the data directory"
+    )
+    destinations: Annotated[tuple[Peer, ...], NoDecode] = Field(
+        (), description="where SEG and SR go, AET@HOST:PORT, comma separated"
+    )
+    quiet_seconds: FiniteFloat = Field(
+        30.0, gt=0, description="a series without other evidence closes after this long"
+    )
+    bundle_dir: Path | None = Field(None, description="model bundle; default: the shipped one")
+    threads: int = Field(0, ge=0, description="inference threads; 0: one per core")
+    min_head_area_mm2: FiniteFloat = Field(
+        100.0, gt=0, description="smallest scored head section, mm²"
+    )
+    lease_seconds: FiniteFloat = Field(
+        600.0, gt=0, description="a worker that is silent this long is dead"
+    )
+    reap_seconds: FiniteFloat = Field(5.0, gt=0, description="how often the reaper looks")
+    max_attempts: int = Field(12, ge=1, description="tries of one delivery before it is EXHAUSTED")
+    reserve_mb: int = Field(512, ge=0, description="disk kept free: below it C-STORE gets 0xA700")
+    max_associations: int = Field(16, ge=1, description="associations served at once")
+    max_object_mb: int = Field(1024, ge=1, description="largest object accepted by C-STORE")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("ae_title")
+    @classmethod
+    def _check_title(cls, value: str) -> str:
+        return ae_title(value)
+
+    @field_validator("data_dir", "bundle_dir")
+    @classmethod
+    def _from_home(cls, value: Path | None) -> Path | None:
+        """Expand ``~``: no shell does it in a unit file or in TOML."""
+        return value.expanduser() if value is not None else None
+
+    @field_validator("log_level")
+    @classmethod
+    def _check_level(cls, value: str) -> str:
+        if value.upper() not in _LOG_LEVELS:
+            msg = f"{value!r} is not a log level; use {', '.join(_LOG_LEVELS)}"
+            raise ValueError(msg)
+        return value.upper()
+
+    @field_validator("destinations", mode="before")
+    @classmethod
+    def _parse_destinations(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part.strip()]
+        if isinstance(value, list | tuple):
+            return tuple(Peer.parse(part) if isinstance(part, str) else part for part in value)
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over file."""
+        del dotenv_settings, file_secret_settings
+        path = os.environ.get("HIPSCORE_CONFIG")
+        if path and not Path(path).is_file():
+            msg = f"HIPSCORE_CONFIG names {path}, which is not a file"
+            raise FileNotFoundError(msg)
+        toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
+        return (init_settings, env_settings, *toml)
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database in force."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'hipscore.db'}"
+
+    @property
+    def broker_socket(self) -> Path:
+        """Unix socket of the embedded Redis.
+
+        A socket's path is limited to about 100 bytes (unix(7)); that of a deeper data
+        directory lies in the temporary directory, named by a digest.
+        """
+        path = self.data_dir.absolute() / "redis.sock"
+        if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"hipscore-{digest}.sock"
+
+    @property
+    def broker(self) -> str:
+        """Celery broker URL in force."""
+        if self.broker_url is not None:
+            return self.broker_url.get_secret_value()
+        return f"redis+socket://{self.broker_socket}"
