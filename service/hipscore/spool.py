@@ -1,0 +1,221 @@
+"""The spool: bytes on disk under the SHA-256 of their content, written once, never changed.
+
+A key is ``ab/cdef…`` (two and sixty-two hexadecimal digits). When :meth:`Spool.put`
+returns, the bytes and the directory entries that lead to them are on stable storage.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from hipscore.domain import Transient
+
+_KEY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}")
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_CHUNK = 1 << 20
+#: a temporary file that was not written to for this long belongs to nobody any more
+ABANDONED_S = 3600.0
+
+
+class SpoolFull(Transient):
+    """The disk is full; nothing was left behind."""
+
+
+class Corrupt(Exception):
+    """The stored bytes are missing, or not those that were put there."""
+
+
+class Stored(NamedTuple):
+    """Where the bytes are, their SHA-256 in hex, and how many they are."""
+
+    key: str
+    sha256: str
+    size: int
+
+
+class Spool:
+    """A directory of content-addressed files. Any number of processes may share it.
+
+    Parameters
+    ----------
+    root
+        Made, readable for this user only, if it does not exist. Temporary files that a
+        killed process left there are deleted.
+
+    Raises
+    ------
+    Transient
+        If the directory cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._tmp = self.root / "tmp"
+        with self._disk():
+            self._tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # all at once, so that a put has one directory to make durable and not two
+            for shard in range(256):
+                (self.root / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
+            _fsync_directory(self.root)
+            self.clean()
+
+    def put(self, data: bytes | Iterable[bytes]) -> Stored:
+        """Store the bytes (in one piece or in chunks) durably; the same again is a no-op.
+
+        Raises
+        ------
+        SpoolFull
+            If the disk is full. Nothing is left behind.
+        Transient
+            If the disk fails in another way.
+        """
+        chunks = (data,) if isinstance(data, bytes) else data
+        with self._disk():
+            descriptor, name = tempfile.mkstemp(dir=self._tmp)
+        temporary = Path(name)
+        try:
+            try:
+                digest, size = self._write(descriptor, chunks)
+            finally:
+                os.close(descriptor)
+            key = f"{digest[:2]}/{digest[2:]}"
+            with self._disk():
+                self._place(temporary, self.path(key), digest)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return Stored(key, digest, size)
+
+    def read(self, key: str, sha256: str) -> bytes:
+        """The bytes under ``key``, checked against their SHA-256 (hex).
+
+        Raises
+        ------
+        Corrupt
+            If they are missing or their digest is another.
+        Transient
+            If the disk fails.
+        ValueError
+            If ``key`` is not a key.
+        """
+        path = self.path(key)
+        try:
+            with self._disk():
+                data = path.read_bytes()
+        except FileNotFoundError:
+            msg = f"{path} is missing from the spool"
+            raise Corrupt(msg) from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            msg = f"{path} has SHA-256 {found} where {sha256} was stored"
+            raise Corrupt(msg)
+        return data
+
+    def path(self, key: str) -> Path:
+        """The file of ``key``, always inside the root; it need not exist.
+
+        Raises
+        ------
+        ValueError
+            If ``key`` has another form than :meth:`put` returns.
+        """
+        if _KEY.fullmatch(key) is None:
+            msg = f"{key!r} is not a spool key"
+            raise ValueError(msg)
+        return self.root / key
+
+    def free_bytes(self) -> int:
+        """Bytes that this user may still write on the disk of the spool."""
+        with self._disk():
+            return shutil.disk_usage(self.root).free
+
+    def remove(self, key: str) -> bool:
+        """Delete the file of ``key``; False if there was none. For the purge only."""
+        path = self.path(key)
+        try:
+            with self._disk():
+                path.unlink()
+                _fsync_directory(path.parent)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def clean(self, *, abandoned_s: float = ABANDONED_S) -> int:
+        """Delete temporary files of killed processes; returns how many there were."""
+        limit = time.time() - abandoned_s
+        gone = 0
+        for left in self._tmp.iterdir():
+            with suppress(FileNotFoundError):  # another process finished or cleaned it
+                if left.stat().st_mtime <= limit:
+                    left.unlink()
+                    gone += 1
+        return gone
+
+    def _write(self, descriptor: int, chunks: Iterable[bytes]) -> tuple[str, int]:
+        """Write and fsync; returns the SHA-256 in hex and the number of bytes."""
+        digest = hashlib.sha256()
+        size = 0
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            with self._disk():
+                _write_all(descriptor, chunk)
+        with self._disk():
+            os.fsync(descriptor)
+        return digest.hexdigest(), size
+
+    def _place(self, temporary: Path, final: Path, digest: str) -> None:
+        """Give the written file its name, unless a sound file has it already."""
+        if not _has_digest(final, digest):
+            temporary.replace(final)
+        # also when it was there: the process that put it may not have come this far
+        _fsync_directory(final.parent)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Say clearly what the disk refused; a missing file stays FileNotFoundError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in _OUT_OF_SPACE:
+                msg = f"the disk of {self.root} is full; free some space or move the data directory"
+                raise SpoolFull(msg) from error
+            msg = f"the disk of {self.root} fails: {error.strerror}"
+            raise Transient(msg) from error
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    """Whether the file is there and sound; a damaged one is replaced by a new copy."""
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                found.update(chunk)
+    except FileNotFoundError:
+        return False
+    return found.hexdigest() == digest
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
