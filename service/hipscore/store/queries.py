@@ -1,0 +1,268 @@
+"""What the REST API and the command line read. Nothing here changes anything.
+
+Lists are newest first and paged by id (keyset): pass the ``cursor`` of the last item as
+``after`` for the next page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy.orm import Session, aliased
+
+from hipscore.domain import ArtifactKind
+from hipscore.lifecycle import DeliveryState, JobState, SeriesState
+from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, Series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDetail:
+    """A job with the series it is about, its artifacts and their deliveries, oldest first."""
+
+    job: Job
+    series: Series
+    artifacts: tuple[ArtifactRow, ...]
+    deliveries: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesDetail:
+    """A series with the number of its images and its jobs, newest first."""
+
+    series: Series
+    images: int
+    jobs: tuple[JobDetail, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyDetail:
+    """A study with its series, oldest first, and the job whose result speaks for it."""
+
+    study_instance_uid: str
+    series: tuple[SeriesDetail, ...]
+    job: JobDetail | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySummary:
+    """One line of the list of studies. ``cursor`` is the id of its newest series."""
+
+    cursor: int
+    study_instance_uid: str
+    series: tuple[Series, ...]
+    images: int
+    last_received_at: datetime
+    job: JobDetail | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many rows are in each state (every state is present), for the metrics.
+
+    ``oldest_queued_at`` is when the oldest job that waits now was opened.
+    """
+
+    series: dict[SeriesState, int]
+    jobs: dict[JobState, int]
+    deliveries: dict[DeliveryState, int]
+    oldest_queued_at: datetime | None
+
+    @property
+    def queue_depth(self) -> int:
+        """Jobs that wait for a worker."""
+        return self.jobs[JobState.QUEUED]
+
+
+#: which of several series speaks for the study: the first kind that there is
+_PREFERENCE = {
+    JobState.ANALYSED: 0,
+    JobState.QUEUED: 1,
+    JobState.ANALYSING: 1,
+    JobState.NOT_SCORABLE: 2,
+    JobState.FAILED: 3,
+}
+
+
+def latest_job_of_study(study_instance_uid: str, *, session: Session) -> JobDetail | None:
+    """The job whose result speaks for the study, or None when it has no job (yet).
+
+    Of every series only the job that no later one supersedes counts. Among them scored
+    goes before pending before not scorable before failed, then the newest.
+    """
+    return _speaking(_jobs_of_studies([study_instance_uid], current=True, session=session))
+
+
+def series_of_study(study_instance_uid: str, *, session: Session) -> Sequence[Series]:
+    """The series of the study in order of arrival; empty if the study is unknown."""
+    query = select(Series).where(Series.study_instance_uid == study_instance_uid)
+    return session.scalars(query.order_by(Series.id)).all()
+
+
+def studies(*, session: Session, after: int | None = None, limit: int = 50) -> list[StudySummary]:
+    """Studies, the one with the newest series first; at most ``limit`` below ``after``."""
+    newer = aliased(Series)
+    is_newest = ~exists().where(
+        newer.study_instance_uid == Series.study_instance_uid, newer.id > Series.id
+    )
+    query = select(Series.id, Series.study_instance_uid).where(is_newest)
+    if after is not None:
+        query = query.where(Series.id < after)
+    page = session.execute(query.order_by(Series.id.desc()).limit(limit)).all()
+    uids = [row.study_instance_uid for row in page]
+    members: dict[str, list[Series]] = {uid: [] for uid in uids}
+    for series in session.scalars(
+        select(Series).where(Series.study_instance_uid.in_(uids)).order_by(Series.id)
+    ):
+        members[series.study_instance_uid].append(series)
+    images = _images([series.id for each in members.values() for series in each], session=session)
+    jobs: dict[str, list[JobDetail]] = {uid: [] for uid in uids}
+    for detail in _jobs_of_studies(uids, current=True, session=session):
+        jobs[detail.series.study_instance_uid].append(detail)
+    return [
+        StudySummary(
+            cursor=row.id,
+            study_instance_uid=row.study_instance_uid,
+            series=tuple(members[row.study_instance_uid]),
+            images=sum(images.get(s.id, 0) for s in members[row.study_instance_uid]),
+            last_received_at=max(s.last_received_at for s in members[row.study_instance_uid]),
+            job=_speaking(jobs[row.study_instance_uid]),
+        )
+        for row in page
+    ]
+
+
+def study(study_instance_uid: str, *, session: Session) -> StudyDetail | None:
+    """Everything about one study, or None if it is unknown."""
+    members = series_of_study(study_instance_uid, session=session)
+    if not members:
+        return None
+    images = _images([series.id for series in members], session=session)
+    details = _jobs_of_studies([study_instance_uid], current=False, session=session)
+    return StudyDetail(
+        study_instance_uid=study_instance_uid,
+        series=tuple(
+            SeriesDetail(
+                series=series,
+                images=images.get(series.id, 0),
+                jobs=tuple(d for d in details if d.series.id == series.id),
+            )
+            for series in members
+        ),
+        job=latest_job_of_study(study_instance_uid, session=session),
+    )
+
+
+def job(job_id: int, *, session: Session) -> JobDetail | None:
+    """One job, or None if there is none with this id."""
+    details = _details([Job.id == job_id], session=session)
+    return details[0] if details else None
+
+
+def jobs(
+    *,
+    session: Session,
+    state: JobState | None = None,
+    after: int | None = None,
+    limit: int = 50,
+) -> list[JobDetail]:
+    """Jobs (in ``state``), newest first; at most ``limit`` with ids below ``after``."""
+    conditions: list[ColumnElement[bool]] = []
+    if state is not None:
+        conditions.append(Job.state == state)
+    if after is not None:
+        conditions.append(Job.id < after)
+    return _details(conditions, session=session, limit=limit)
+
+
+def artifact(
+    study_instance_uid: str, kind: ArtifactKind, *, session: Session
+) -> ArtifactRow | None:
+    """The artifact of this kind of the job that speaks for the study, or None.
+
+    Always of the same job as the score: never a SEG of one series beside the score of
+    another.
+    """
+    speaking = latest_job_of_study(study_instance_uid, session=session)
+    if speaking is None:
+        return None
+    return next((each for each in speaking.artifacts if each.kind is kind), None)
+
+
+def counts(*, session: Session) -> Counts:
+    """Rows by state, for the metrics."""
+    by_series = dict(
+        session.execute(select(Series.state, func.count()).group_by(Series.state)).all()
+    )
+    by_job = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+    by_delivery = dict(
+        session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all()
+    )
+    oldest = select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED)
+    return Counts(
+        series={state: by_series.get(state, 0) for state in SeriesState},
+        jobs={state: by_job.get(state, 0) for state in JobState},
+        deliveries={state: by_delivery.get(state, 0) for state in DeliveryState},
+        oldest_queued_at=session.scalar(oldest),
+    )
+
+
+def _speaking(details: Iterable[JobDetail]) -> JobDetail | None:
+    return min(details, key=lambda d: (_PREFERENCE[d.job.state], -d.job.id), default=None)
+
+
+def _jobs_of_studies(
+    study_uids: Sequence[str], *, current: bool, session: Session
+) -> list[JobDetail]:
+    conditions: list[ColumnElement[bool]] = [Series.study_instance_uid.in_(study_uids)]
+    if current:
+        later = aliased(Job)
+        conditions.append(~exists().where(later.supersedes_id == Job.id))
+    return _details(conditions, session=session)
+
+
+def _details(
+    conditions: Sequence[ColumnElement[bool]], *, session: Session, limit: int | None = None
+) -> list[JobDetail]:
+    """Jobs newest first, with everything that hangs on them, in three statements."""
+    query = (
+        select(Job, Series)
+        .join(Series, Series.id == Job.series_id)
+        .where(*conditions)
+        .order_by(Job.id.desc())
+    )
+    rows = session.execute(query.limit(limit)).all()
+    job_ids = [each.id for each, _ in rows]
+    artifacts: dict[int, list[ArtifactRow]] = {job_id: [] for job_id in job_ids}
+    for made in session.scalars(
+        select(ArtifactRow).where(ArtifactRow.job_id.in_(job_ids)).order_by(ArtifactRow.id)
+    ):
+        artifacts[made.job_id].append(made)
+    deliveries: dict[int, list[Delivery]] = {job_id: [] for job_id in job_ids}
+    for delivery, job_id in session.execute(
+        select(Delivery, ArtifactRow.job_id)
+        .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
+        .where(ArtifactRow.job_id.in_(job_ids))
+        .order_by(Delivery.id)
+    ):
+        deliveries[job_id].append(delivery)
+    return [
+        JobDetail(
+            job=each,
+            series=series,
+            artifacts=tuple(artifacts[each.id]),
+            deliveries=tuple(deliveries[each.id]),
+        )
+        for each, series in rows
+    ]
+
+
+def _images(series_ids: Sequence[int], *, session: Session) -> dict[int, int]:
+    query = (
+        select(Instance.series_id, func.count())
+        .where(Instance.series_id.in_(series_ids))
+        .group_by(Instance.series_id)
+    )
+    return dict(session.execute(query).all())

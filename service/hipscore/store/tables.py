@@ -1,0 +1,267 @@
+"""The tables of the database that is the truth about every series, job and delivery.
+
+Rows carry UIDs, digests, states and times; never a name or another identifier of a
+patient. There are no ORM relationships on purpose: nothing loads lazily behind the
+caller's back.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from hipscore.domain import ArtifactKind
+from hipscore.lifecycle import DeliveryState, JobState, SeriesState
+
+BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite: only INTEGER autoincrements
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+Uid = String(64)  # PS3.5 table 6.2-1, VR UI
+Sha256 = String(64)
+Aet = String(16)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time, on SQLite too (which stores it without a zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            msg = f"{value!r} has no time zone; times in the database are aware and in UTC"
+            raise ValueError(msg)
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _states(states: type[SeriesState | JobState | DeliveryState], name: str) -> Enum:
+    # a CHECK constraint instead of a native type: a new state is then an ordinary migration
+    return Enum(states, native_enum=False, create_constraint=True, length=16, name=name)
+
+
+class Base(DeclarativeBase):
+    """Declarative base; constraints have names so that migrations can address them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: Json,
+        list[Any]: Json,
+    }
+
+
+# ids are never used twice (sqlite_autoincrement): a late message must not hit another row
+_AUTOINCREMENT = {"sqlite_autoincrement": True}
+
+
+class Series(Base):
+    """One DICOM series. ``calling_aet`` … ``peer`` are those of its first image."""
+
+    __tablename__ = "series"
+    __table_args__ = (
+        Index(None, "study_instance_uid", "id"),
+        Index(None, "state", "last_received_at"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(Uid)
+    series_instance_uid: Mapped[str] = mapped_column(Uid, unique=True)
+    state: Mapped[SeriesState] = mapped_column(_states(SeriesState, "state"))
+    close_reason: Mapped[str | None] = mapped_column(String(64))
+    match_rule: Mapped[str | None] = mapped_column(String(64))
+    calling_aet: Mapped[str] = mapped_column(Aet)
+    called_aet: Mapped[str] = mapped_column(Aet)
+    peer: Mapped[str] = mapped_column(String(255))
+    first_received_at: Mapped[datetime]
+    last_received_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None]
+
+
+class Instance(Base):
+    """One SOP instance, exactly as first received; never changed afterwards."""
+
+    __tablename__ = "instances"
+    __table_args__ = (
+        Index(None, "series_id"),
+        Index(None, "association_id"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    sop_class_uid: Mapped[str] = mapped_column(Uid)
+    sop_instance_uid: Mapped[str] = mapped_column(Uid, unique=True)
+    transfer_syntax_uid: Mapped[str] = mapped_column(Uid)
+    sha256: Mapped[str] = mapped_column(Sha256)
+    spool_key: Mapped[str] = mapped_column(String(128))
+    size: Mapped[int] = mapped_column(BigInteger)
+    instance_number: Mapped[int | None] = mapped_column(BigInteger)  # VR IS may be any int32
+    number_of_frames: Mapped[int]
+    images_in_acquisition: Mapped[int | None] = mapped_column(BigInteger)
+    position_mm: Mapped[list[Any] | None]
+    orientation: Mapped[list[Any] | None]
+    image_type: Mapped[list[Any]]
+    association_id: Mapped[str] = mapped_column(String(64))
+    received_at: Mapped[datetime]
+
+
+class Job(Base):
+    """The analysis of a fixed set of images of one series by one model bundle.
+
+    ``key`` is :func:`hipscore.lifecycle.job_key`; ``supersedes_id`` the previous job of
+    the series. ``lease`` and ``lease_until`` are set while a worker holds it;
+    ``enqueued_at`` is when a broker message was last sent for it.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("series_id", "instances_digest", "bundle_id", "bundle_sha256"),
+        Index(None, "state", "id"),
+        Index(None, "state", "next_attempt_at"),
+        Index(None, "state", "lease_until"),
+        Index(None, "supersedes_id"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    key: Mapped[str] = mapped_column(Sha256, unique=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    instances_digest: Mapped[str] = mapped_column(Sha256)
+    bundle_id: Mapped[str] = mapped_column(String(128))
+    bundle_version: Mapped[str] = mapped_column(String(64))
+    bundle_sha256: Mapped[str] = mapped_column(Sha256)
+    supersedes_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    state: Mapped[JobState] = mapped_column(_states(JobState, "state"))
+    attempts: Mapped[int]
+    lease: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None]
+    enqueued_at: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    reason_code: Mapped[str | None] = mapped_column(String(64))
+    result: Mapped[dict[str, Any] | None]
+    timings: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class JobInstance(Base):
+    """Which images a job analyses. A late image never changes the set of an older job."""
+
+    __tablename__ = "job_instances"
+    __table_args__ = (Index(None, "instance_id"),)
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), primary_key=True)
+
+
+class ArtifactRow(Base):
+    """One built output of a job; its bytes lie in the spool under ``spool_key``."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("job_id", "kind"), _AUTOINCREMENT)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[ArtifactKind] = mapped_column(
+        Enum(
+            ArtifactKind,
+            native_enum=False,
+            create_constraint=True,
+            length=16,
+            name="kind",
+            values_callable=lambda kinds: [kind.value for kind in kinds],
+        )
+    )
+    media_type: Mapped[str] = mapped_column(String(64))
+    spool_key: Mapped[str] = mapped_column(String(128))
+    sha256: Mapped[str] = mapped_column(Sha256)
+    size: Mapped[int] = mapped_column(BigInteger)
+    sop_class_uid: Mapped[str | None] = mapped_column(Uid)
+    sop_instance_uid: Mapped[str | None] = mapped_column(Uid)
+    created_at: Mapped[datetime]
+
+
+class Delivery(Base):
+    """One artifact on its way to one destination (``AET@HOST:PORT``).
+
+    ``status`` is the last DIMSE status (PS3.7 annex C), or None when the peer was not
+    reached; ``transaction_uid`` that of the storage commitment request (PS3.4 J).
+    """
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        UniqueConstraint("artifact_id", "destination"),
+        Index(None, "state", "id"),
+        Index(None, "state", "next_attempt_at"),
+        Index(None, "state", "lease_until"),
+        Index(None, "transaction_uid"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    artifact_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
+    destination: Mapped[str] = mapped_column(String(320))
+    state: Mapped[DeliveryState] = mapped_column(_states(DeliveryState, "state"))
+    attempts: Mapped[int]
+    lease: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None]
+    enqueued_at: Mapped[datetime | None]
+    status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    transaction_uid: Mapped[str | None] = mapped_column(Uid)
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+
+class Event(Base):
+    """One line of the ledger. Rows are only ever added."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "series_id", "id"), _AUTOINCREMENT)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime]
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    delivery_id: Mapped[int | None] = mapped_column(ForeignKey("deliveries.id"))
+    what: Mapped[str] = mapped_column(String(64))
+    from_state: Mapped[str | None] = mapped_column(String(16))
+    to_state: Mapped[str | None] = mapped_column(String(16))
+    detail: Mapped[dict[str, Any]]
