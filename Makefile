@@ -51,6 +51,10 @@ quick: $(VENV)/.dev ## unit and contract tests only: seconds, no servers
 test-train: $(VENV)/.train ## the tests of hiptrain that need torch
 	@$(BIN)/pytest tests/models/torch
 
+.PHONY: test-real
+test-real: setup-system $(VENV)/.dev ## every real scan in ../shared/data through the whole service
+	@$(BIN)/pytest -m real_scans tests
+
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff, formatting, mypy --strict, import contracts
 	@$(BIN)/ruff check
