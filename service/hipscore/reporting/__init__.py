@@ -1,0 +1,69 @@
+"""Findings as objects other systems read: DICOM SEG and SR, a PNG contact sheet, JSON.
+
+Every builder is a pure function of its arguments. The same arguments give the same
+bytes, so that a result that is built again after a crash is the same object and not
+its twin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+__all__ = ["ReportContext", "SopReference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SopReference:
+    """Where one SOP instance belongs (PS3.3 table 10-11, with its series and study)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportContext:
+    """What a report needs to know beyond the images and the findings.
+
+    Parameters
+    ----------
+    job_key
+        Identity of the analysis: one series, one set of instances, one model. All
+        output UIDs are derived from it.
+    created_at
+        When the analysis was made; timezone aware. Written in the time zone the
+        source images declare (0008,0201), otherwise in its own.
+    software_version
+        Version of hipscore.
+    predecessor
+        The SR that this one supersedes, if there is one.
+    device_serial
+        Serial number of this installation, for the device observer (TID 1004).
+    device_name
+        Name of this installation, for example its AE title.
+    institution_name
+        Where it runs; left out when empty.
+
+    Raises
+    ------
+    ValueError
+        If ``job_key`` is empty or ``created_at`` has no time zone.
+    """
+
+    job_key: str
+    created_at: datetime
+    software_version: str
+    predecessor: SopReference | None = None
+    device_serial: str = "1"
+    device_name: str = "HIPSCORE"
+    institution_name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.job_key:
+            msg = "job_key is empty; output UIDs are derived from it"
+            raise ValueError(msg)
+        if self.created_at.utcoffset() is None:
+            msg = f"created_at {self.created_at.isoformat()} has no time zone; pass an aware time"
+            raise ValueError(msg)

@@ -1,0 +1,372 @@
+"""A contact sheet of what was scored, as PNG: outlines on the source slices."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hipscore.domain import (
+    RESEARCH_USE,
+    BoolArray,
+    Channel,
+    Findings,
+    Group,
+    HipFindings,
+    Masks,
+    Side,
+    SliceScore,
+    Volume,
+)
+from hipscore.reporting import codes, picture
+
+TILES = 8
+_TILE = 178
+_GAP = 5
+_MARGIN = 18
+_OVERVIEW = 400
+_HEADER = 82
+_HEADING = 46
+_CAPTION = 44
+_ROW = _HEADING + _TILE + _CAPTION + 8
+_WIDTH = 2 * _MARGIN + _OVERVIEW + 20 + TILES * _TILE + (TILES - 1) * _GAP
+_FOOTER = 40
+
+_BACKGROUND = (12, 12, 14)
+_TEXT = (235, 235, 235)
+_DIM = (160, 160, 165)
+_WARNING = (255, 196, 64)
+_FRAME = (255, 255, 255)
+
+_LETTER = {Side.RIGHT: "R", Side.LEFT: "L"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One hip: its findings, its masks ``(K, Z, Y, X)`` if any, the slices shown."""
+
+    hip: HipFindings
+    masks: BoolArray | None
+    slices: tuple[int, ...]
+
+
+def render(
+    volume: Volume | None,
+    masks: Sequence[Masks],
+    findings: Findings,
+    *,
+    title: str = "hipscore",
+    subtitle: str = "",
+) -> bytes:
+    """Draw the sheet: an overview, and per hip one row of slices from front to back.
+
+    The patient's right is on the left of every picture, whichever way the source images
+    run; pixels are shown in their true aspect. Up to eight scored slices are shown, the
+    central one and the one with the largest ratio among them.
+
+    Parameters
+    ----------
+    volume
+        The series; None where none could be made. Then the sheet is text.
+    masks
+        One per located hip, ``(K, Z, Y, X)`` bool on the grid of ``volume``.
+    findings
+        What is written beside the pictures.
+    title, subtitle
+        Heading. Must not identify the patient.
+
+    Returns
+    -------
+    bytes
+        PNG, RGB.
+    """
+    rows = [] if volume is None else _rows(volume, masks, findings)
+    height = _HEADER + max(len(rows), 2) * _ROW + _FOOTER
+    sheet = Image.new("RGB", (_WIDTH, height), _BACKGROUND)
+    _header(sheet, findings, title, subtitle)
+    if volume is not None:
+        view, window = picture.View.canonical(volume.grid), picture.Window.of(volume.voxels)
+        radius = max((row.hip.hip.radius_mm for row in rows), default=24.0)
+        mm = float(np.clip(2.1 * radius, 36.0, 60.0)) * 2 / _TILE
+        _overview(sheet, volume, rows, view=view, window=window, crop_mm=mm * _TILE)
+        for number, row in enumerate(rows):
+            top = _HEADER + number * _ROW
+            _hip_row(sheet, volume, row, top, view=view, window=window, mm=mm)
+        if not rows:
+            _middle_slices(sheet, volume, view=view, window=window)
+    if findings.reason is not None and not rows:
+        top = _HEADER + (_TILE + 40 if volume is not None else 0)
+        _paragraph(sheet, (_left(), top), f"Not scored: {findings.reason.text}", _WARNING, 22)
+    if rows:
+        _legend(sheet, findings, height)
+    buffer = BytesIO()
+    sheet.save(buffer, format="PNG", optimize=False, compress_level=3)
+    return buffer.getvalue()
+
+
+# --- what is shown --------------------------------------------------------------------
+def _rows(volume: Volume, masks: Sequence[Masks], findings: Findings) -> list[_Row]:
+    by_side = {item.side: item.voxels for item in masks}
+    rows = []
+    for side in Side:
+        for hip in findings.hips:
+            if hip.hip.side is side:
+                voxels = by_side.get(side)
+                rows.append(_Row(hip=hip, masks=voxels, slices=_chosen(volume, hip, voxels)))
+    return rows
+
+
+def _chosen(volume: Volume, hip: HipFindings, masks: BoolArray | None) -> tuple[int, ...]:
+    """Slice indices to show, anterior first."""
+    if hip.slices:
+        wanted = [item.slice_index for item in hip.slices]
+        areas = [item.head_mm2 for item in hip.slices]
+        ratios = [item.ratio for item in hip.slices]
+        must = [wanted[int(np.argmax(areas))], wanted[int(np.argmax(ratios))]]
+        return thinned(wanted, must)
+    if masks is not None and masks[Channel.FEMORAL_HEAD].any():
+        area = masks[Channel.FEMORAL_HEAD].sum(axis=(1, 2))
+        return thinned([int(z) for z in np.flatnonzero(area)], [int(np.argmax(area))])
+    count = len(volume.sources)
+    middle = int(np.clip(round(volume.grid.to_index(hip.hip.centre_mm)[0]), 0, count - 1))
+    return tuple(range(max(0, middle - 1), min(count, middle + 2)))
+
+
+def thinned(wanted: Sequence[int], must: Sequence[int], limit: int = TILES) -> tuple[int, ...]:
+    """At most ``limit`` of the wanted slices, evenly spread, with those that must be shown."""
+    if len(wanted) <= limit:
+        return tuple(wanted)
+    keep = list(dict.fromkeys(must))
+    spread = [wanted[round(step)] for step in np.linspace(0, len(wanted) - 1, limit)]
+    while len(keep) < limit:
+        # the evenly spread slice that is farthest from all that are kept
+        rest = [z for z in spread if z not in keep]
+        keep.append(max(rest, key=lambda z: min(abs(z - other) for other in keep)))
+    return tuple(sorted(keep))
+
+
+def _outlines(masks: BoolArray | None, z: int) -> dict[tuple[int, int, int], BoolArray]:
+    if masks is None:
+        return {}
+    return {codes.STRUCTURES[channel].rgb: masks[channel, z] for channel in Channel}
+
+
+# --- drawing --------------------------------------------------------------------------
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _left() -> int:
+    return _MARGIN + _OVERVIEW + 20
+
+
+def _header(sheet: Image.Image, findings: Findings, title: str, subtitle: str) -> None:
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, 12), codes.plain(title), _TEXT, _font(28))
+    if subtitle:
+        draw.text((_MARGIN, 46), codes.plain(subtitle), _DIM, _font(16))
+    scored = [hip for hip in findings.hips if hip.scored]
+    if findings.unet_score is not None:
+        text = f"UNet-score {findings.unet_score:.2f}"
+        count = sum(len(hip.slices) for hip in scored)
+        note = f"{len(scored)} hip{'s' if len(scored) > 1 else ''}, {count} slices"
+    else:
+        text, note = "Not scored", ""
+    draw.text((_left(), 12), text, _TEXT, _font(28))
+    draw.text((_left(), 46), note, _DIM, _font(16))
+    draw.text((_WIDTH - _MARGIN, 18), RESEARCH_USE, _WARNING, _font(22), anchor="ra")
+
+
+def _overview(
+    sheet: Image.Image,
+    volume: Volume,
+    rows: Sequence[_Row],
+    *,
+    view: picture.View,
+    window: picture.Window,
+    crop_mm: float,
+) -> None:
+    """Draw one whole slice through the hips, with the crops framed and the sides named."""
+    z, centre, mm = _whole(volume, rows)
+    outlines: dict[tuple[int, int, int], BoolArray] = {}
+    for row in rows:
+        for colour, mask in _outlines(row.masks, z).items():
+            outlines[colour] = mask | outlines.get(colour, np.zeros_like(mask))
+    size = (_OVERVIEW, _OVERVIEW)
+    tile = picture.draw(
+        volume.voxels[z], outlines, view=view, window=window, centre=centre, mm=mm, size=size
+    )
+    draw = ImageDraw.Draw(tile)
+    for row in rows:
+        x, y = _on_tile(volume, row, view.coefficients(centre, mm, size))
+        half = crop_mm / mm / 2
+        draw.rectangle((x - half, y - half, x + half, y + half), outline=_TEXT)
+    for letter, x, anchor in zip(view.letters, (8, _OVERVIEW - 8), ("lm", "rm"), strict=True):
+        place = (x, _OVERVIEW / 2)
+        draw.text(place, letter, _WARNING, _font(26), anchor, stroke_width=3, stroke_fill=(0, 0, 0))
+    sheet.paste(tile, (_MARGIN, _HEADER))
+    number = volume.sources[z].instance_number
+    ImageDraw.Draw(sheet).text(
+        (_MARGIN, _HEADER + _OVERVIEW + 6),
+        f"slice {number}; {view.letters[0]} and {view.letters[1]} are the patient's sides",
+        _DIM,
+        _font(15),
+    )
+
+
+def _whole(volume: Volume, rows: Sequence[_Row]) -> tuple[int, tuple[float, float], float]:
+    """Slice, centre (row, column) and mm per pixel of a whole slice through the hips."""
+    count, height, width = volume.grid.shape
+    _, dy, dx = volume.grid.spacing_mm
+    middles = [volume.grid.to_index(row.hip.hip.centre_mm)[0] for row in rows]
+    z = round(float(np.clip(np.mean(middles) if middles else count / 2, 0, count - 1)))
+    return z, ((height - 1) / 2, (width - 1) / 2), max(height * dy, width * dx) / _OVERVIEW
+
+
+def _on_tile(
+    volume: Volume, row: _Row, coefficients: tuple[float, float, float, float, float, float]
+) -> tuple[float, float]:
+    """Where the hip's centre lies on a tile drawn with these coefficients, (x, y)."""
+    a, b, c, d, e, f = coefficients
+    _, y, x = volume.grid.to_index(row.hip.hip.centre_mm)
+    u, v = np.linalg.solve([[a, b], [d, e]], [x + 0.5 - c, y + 0.5 - f])
+    return float(u), float(v)
+
+
+def _hip_row(
+    sheet: Image.Image,
+    volume: Volume,
+    row: _Row,
+    top: int,
+    *,
+    view: picture.View,
+    window: picture.Window,
+    mm: float,
+) -> None:
+    _heading(sheet, row.hip, top)
+    _, y, x = volume.grid.to_index(row.hip.hip.centre_mm)
+    scores = {item.slice_index: item for item in row.hip.slices}
+    areas = {z: item.head_mm2 for z, item in scores.items()}
+    central = max(areas, key=lambda z: areas[z]) if areas else None
+    draw = ImageDraw.Draw(sheet)
+    for position, z in enumerate(row.slices):
+        left = _left() + position * (_TILE + _GAP)
+        tile = picture.draw(
+            volume.voxels[z],
+            _outlines(row.masks, z),
+            view=view,
+            window=window,
+            centre=(float(y), float(x)),
+            mm=mm,
+            size=(_TILE, _TILE),
+        )
+        sheet.paste(tile, (left, top + _HEADING))
+        if z == central:
+            box = (left - 1, top + _HEADING - 1, left + _TILE, top + _HEADING + _TILE)
+            draw.rectangle(box, outline=_FRAME, width=2)
+        below = top + _HEADING + _TILE + 3
+        name = f"slice {volume.sources[z].instance_number}"
+        if z in scores:
+            group = "central slice" if z == central else scores[z].group.value
+            draw.text((left, below), f"{name}, {group}", _DIM, _font(15))
+            _ratios(draw, (left, below + 18), scores[z])
+        else:
+            draw.text((left, below), name, _DIM, _font(15))
+    if len(row.slices) < len(row.hip.slices):
+        text = f"{len(row.slices)} of {len(row.hip.slices)} scored slices shown"
+        draw.text((_WIDTH - _MARGIN, top + 27), text, _DIM, _font(15), anchor="ra")
+
+
+def _ratios(draw: ImageDraw.ImageDraw, at: tuple[float, float], score: SliceScore) -> None:
+    """Write a slice's ratio, and what edema and synovitis have in it, in their colours."""
+    parts = (
+        (f"ratio {score.ratio:.3f}", _TEXT, 0),
+        (f"{score.bme_ratio:.3f}", codes.STRUCTURES[Channel.BME].rgb, 88),
+        (f"{score.synovitis_ratio:.3f}", codes.STRUCTURES[Channel.SYNOVITIS].rgb, 134),
+    )
+    for text, colour, offset in parts:
+        draw.text((at[0] + offset, at[1]), text, colour, _font(15))
+
+
+def _heading(sheet: Image.Image, hip: HipFindings, top: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    left = _left()
+    side = hip.hip.side
+    draw.text((left, top + 4), _LETTER[side], _WARNING, _font(32))
+    draw.text((left + 34, top + 2), f"{side.value.capitalize()} hip", _TEXT, _font(19))
+    if hip.unet_score is None:
+        text = hip.reason.text if hip.reason is not None else "not scored"
+        draw.text((left + 34, top + 24), codes.plain(f"Not scored: {text}"), _WARNING, _font(16))
+        return
+    counts = ", ".join(
+        f"{number} {group.value}"
+        for group in Group
+        if (number := sum(item.group is group for item in hip.slices))
+    )
+    draw.text(
+        (left + 150, top + 2),
+        f"UNet-score {hip.unet_score:.2f}   (BME {hip.bme_score:.2f}, "
+        f"synovitis {hip.synovitis_score:.2f})   {len(hip.slices)} slices: {counts}",
+        _TEXT,
+        _font(19),
+    )
+    draw.text(
+        (left + 34, top + 26),
+        f"femoral head {hip.femoral_head_ml:.1f} mL   BME {hip.bme_ml:.1f} mL   "
+        f"synovitis-effusion {hip.synovitis_ml:.1f} mL   effusion {hip.effusion_mm:.1f} mm thick"
+        f"   mean ratio {hip.mean_ratio:.3f}",
+        _DIM,
+        _font(15),
+    )
+
+
+def _middle_slices(
+    sheet: Image.Image, volume: Volume, *, view: picture.View, window: picture.Window
+) -> None:
+    """Draw whole slices from front to back, where no hip was found."""
+    count = volume.grid.shape[0]
+    _, centre, mm = _whole(volume, ())
+    draw = ImageDraw.Draw(sheet)
+    wanted = sorted({round(step) for step in np.linspace(0, count - 1, TILES)})
+    for position, z in enumerate(wanted):
+        left = _left() + position * (_TILE + _GAP)
+        tile = picture.draw(
+            volume.voxels[z],
+            {},
+            view=view,
+            window=window,
+            centre=centre,
+            mm=mm * _OVERVIEW / _TILE,
+            size=(_TILE, _TILE),
+        )
+        sheet.paste(tile, (left, _HEADER))
+        name = f"slice {volume.sources[z].instance_number}"
+        draw.text((left, _HEADER + _TILE + 2), name, _DIM, _font(15))
+
+
+def _paragraph(
+    sheet: Image.Image, at: tuple[int, int], text: str, colour: tuple[int, int, int], size: int
+) -> None:
+    lines = textwrap.wrap(codes.plain(text), width=110)
+    ImageDraw.Draw(sheet).multiline_text(at, "\n".join(lines), colour, _font(size), spacing=6)
+
+
+def _legend(sheet: Image.Image, findings: Findings, height: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    x, y = _MARGIN, _HEADER + _OVERVIEW + 40
+    for channel in Channel:
+        structure = codes.STRUCTURES[channel]
+        draw.rectangle((x, y + 3, x + 22, y + 17), outline=structure.rgb, width=3)
+        draw.text((x + 32, y), structure.noun, _TEXT, _font(17))
+        y += 26
+    notes = "; ".join(remark.text for remark in findings.quality)
+    text = "Slices run from front to back. Totals over different slice counts do not compare."
+    if notes:
+        text += f" Quality: {notes}."
+    draw.text((_left(), height - 28), codes.plain(text), _DIM, _font(16))

@@ -1,0 +1,107 @@
+"""The result as JSON: what the API, the command line and the store share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+from hipscore.domain import Findings, HipFindings, ModelCard, Remark, SliceScore
+
+Status: TypeAlias = Literal["queued", "analysing", "scored", "not_scorable", "failed"]
+
+
+def result_json(
+    *,
+    study_uid: str,
+    series_uid: str,
+    status: Status,
+    findings: Findings | None,
+    card: ModelCard | None,
+    created_at: datetime | None,
+    supersedes: str | None = None,
+    artifacts: Mapping[str, str] | None = None,
+    reason: Remark | None = None,
+) -> dict[str, Any]:
+    """Build the result document; ``result.schema.json`` beside this module describes it.
+
+    Parameters
+    ----------
+    study_uid, series_uid
+        Which series.
+    status
+        ``queued`` and ``analysing`` have no findings yet, ``failed`` has none at all.
+    findings, card, created_at
+        What was found, by which model, when. None as long as there is nothing.
+    supersedes
+        What this result replaces.
+    artifacts
+        Where ``seg``, ``sr`` and ``overlay`` lie.
+    reason
+        Why there is no score; the findings' own reason unless given.
+
+    Returns
+    -------
+    dict
+        JSON values only; numbers are not rounded.
+    """
+    if reason is None and findings is not None:
+        reason = findings.reason
+    return {
+        "study_instance_uid": study_uid,
+        "series_instance_uid": series_uid,
+        "status": status,
+        "reason": _remark(reason),
+        "unet_score": findings.unet_score if findings is not None else None,
+        "hips": [_hip(hip) for hip in findings.hips] if findings is not None else [],
+        "model": (
+            {"id": card.id, "version": card.version, "sha256": card.sha256}
+            if card is not None
+            else None
+        ),
+        "quality": [_remark(item) for item in findings.quality] if findings is not None else [],
+        "created_at": created_at.isoformat() if created_at is not None else None,
+        "supersedes": supersedes,
+        "artifacts": dict(artifacts or {}),
+    }
+
+
+def _remark(remark: Remark | None) -> dict[str, str] | None:
+    return {"code": str(remark.code), "text": remark.text} if remark is not None else None
+
+
+def _hip(hip: HipFindings) -> dict[str, Any]:
+    return {
+        "side": hip.hip.side.value,
+        "status": "scored" if hip.scored else "not_scorable",
+        "reason": _remark(hip.reason),
+        "unet_score": hip.unet_score,
+        "bme_score": hip.bme_score,
+        "synovitis_score": hip.synovitis_score,
+        "mean_ratio": hip.mean_ratio,
+        "whole_volume_index": hip.whole_volume_index,
+        "slices_used": len(hip.slices),
+        "slices": [_slice(item) for item in hip.slices],
+        "femoral_head_ml": hip.femoral_head_ml,
+        "bme_ml": hip.bme_ml,
+        "synovitis_ml": hip.synovitis_ml,
+        "effusion_mm": hip.effusion_mm,
+        "centre_mm": [float(value) for value in hip.hip.centre_mm],
+        "radius_mm": hip.hip.radius_mm,
+        "confidence": hip.hip.confidence,
+    }
+
+
+def _slice(item: SliceScore) -> dict[str, Any]:
+    entry = {
+        "sop_instance_uid": item.source.sop_instance_uid,
+        "instance_number": item.source.instance_number,
+        "group": item.group.value,
+        "ratio": item.ratio,
+        "head_mm2": item.head_mm2,
+        "bme_mm2": item.bme_mm2,
+        "synovitis_mm2": item.synovitis_mm2,
+    }
+    if item.source.frame_number is not None:
+        entry["frame_number"] = item.source.frame_number
+    return entry

@@ -1,0 +1,370 @@
+"""Findings as a structured report: TID 1500, in a Comprehensive 3D SR or Comprehensive SR."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodedConcept,
+    Comprehensive3DSR,
+    ComprehensiveSR,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceImageForMeasurementGroup,
+    SourceSeriesForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from hipscore.domain import (
+    RESEARCH_USE,
+    Channel,
+    Findings,
+    HipFindings,
+    Masks,
+    ModelCard,
+    Remark,
+    Side,
+    Volume,
+)
+from hipscore.reporting import ReportContext, SopReference, codes, library, source, uids
+from hipscore.reporting.seg import ALGORITHM, Segment, segments
+from hipscore.reporting.source import to_bytes
+
+__all__ = ["build_sr", "to_bytes"]
+
+_Group: TypeAlias = (
+    MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
+)
+
+_COUNTS = "Totals over different slice counts are not comparable"
+_NO_SEGMENT = "Nothing was segmented; there is no Segmentation object"
+
+
+def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and the findings
+    images: Sequence[Dataset],
+    volume: Volume | None,
+    masks: Sequence[Masks],
+    findings: Findings,
+    card: ModelCard,
+    context: ReportContext,
+    *,
+    seg: Dataset | None,
+    comprehensive3d: bool = True,
+) -> Dataset:
+    """Build the report of one series, scored or not.
+
+    The tree: language, device observer (TID 1004), procedure, image library (TID 1600),
+    then measurement groups: the patient's, each located hip's (TID 1501) and each
+    segment's (TID 1411).
+
+    Parameters
+    ----------
+    images
+        Source images in slice order, or one Enhanced MR image. Any geometry, where the
+        series is not scorable. Pixel data is not read.
+    volume, masks
+        As for :func:`hipscore.reporting.seg.build_seg`; None and empty where the series
+        did not make a volume.
+    findings
+        What is reported.
+    card
+        The model.
+    context
+        Identity, time and predecessor.
+    seg
+        What ``build_seg`` made of the same arguments.
+    comprehensive3d
+        False for a Comprehensive SR (PS3.3 A.35.3), for peers without A.35.13. It has
+        the same content and another SOP Instance UID.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, or the segmentation does not hold the segments of the masks.
+    """
+    found = segments(masks, context) if seg is not None else ()
+    if seg is not None and len(seg.SegmentSequence) != len(found):
+        msg = (
+            f"the segmentation has {len(seg.SegmentSequence)} segments, "
+            f"the masks {len(found)}; build both from the same masks"
+        )
+        raise ValueError(msg)
+    groups: list[_Group] = [
+        _patient_group(findings, card, context, clean=seg is None),
+        *(_hip_group(hip, volume, masks, card, context) for hip in findings.hips),
+    ]
+    if seg is not None and volume is not None:
+        series_uid = str(images[0].SeriesInstanceUID)
+        groups.extend(_segment_group(item, volume, card, seg, series_uid) for item in found)
+    report = _report(images, groups, context)
+    stubs = source.stubs(images)
+    evidence = [*stubs, *([_evidence(seg, stubs[0])] if seg is not None else [])]
+    build = Comprehensive3DSR if comprehensive3d else ComprehensiveSR
+    document: Dataset = build(
+        evidence=evidence,
+        content=report[0],
+        series_instance_uid=uids.derive(context.job_key, "sr", "series"),
+        series_number=1,
+        sop_instance_uid=uids.derive(
+            context.job_key, "sr", "instance" if comprehensive3d else "comprehensive"
+        ),
+        instance_number=1 if comprehensive3d else 2,
+        manufacturer=source.MANUFACTURER,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        requested_procedures=source.referenced_request(images[0]) or None,
+        previous_versions=_predecessors(context.predecessor),
+        coding_schemes=[
+            CodingSchemeIdentificationItem(
+                designator=codes.SCHEME,
+                name=codes.SCHEME_NAME,
+                version="1",
+                responsible_organization=codes.SCHEME_ORGANIZATION,
+            )
+        ],
+    )
+    source.finish(document, images[0], context, "sr")
+    return document
+
+
+def _report(
+    images: Sequence[Dataset], groups: Sequence[_Group], context: ReportContext
+) -> MeasurementReport:
+    observer = DeviceObserverIdentifyingAttributes(
+        uid=uids.derive("hipscore", "device", context.device_name, context.device_serial),
+        name=codes.plain(context.device_name),
+        manufacturer_name=source.MANUFACTURER,
+        model_name=f"{source.MODEL} {context.software_version}",
+        serial_number=context.device_serial,
+    )
+    device = CodedConcept("121007", "DCM", "Device")
+    report = MeasurementReport(
+        observation_context=ObservationContext(
+            observer_device_context=ObserverContext(device, observer)
+        ),
+        procedure_reported=codes.MRI,
+        imaging_measurements=groups,
+        title=codes.MEASUREMENT_REPORT,
+        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(
+            codes.concept(codes.ENGLISH)
+        ),
+    )
+    # The library goes before the measurements (TID 1500 rows 5 and 6).
+    content = report[0].ContentSequence
+    content.insert(len(content) - 1, library.image_library(images))
+    return report
+
+
+def _patient_group(
+    findings: Findings, card: ModelCard, context: ReportContext, *, clean: bool
+) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501 for the patient: the score, or the reason why there is none."""
+    scored = [hip for hip in findings.hips if hip.scored]
+    measurements = []
+    if findings.unet_score is not None:
+        measurements = [
+            _measurement(codes.UNET_SCORE, findings.unet_score, codes.NO_UNITS),
+            _measurement(codes.HIPS_SCORED, len(scored), codes.HIPS),
+            _measurement(codes.SLICES_USED, sum(len(hip.slices) for hip in scored), codes.SLICES),
+        ]
+    sides = {hip.hip.side for hip in (scored or findings.hips)}
+    if len(sides) == 2:
+        laterality: Code | None = codes.RIGHT_AND_LEFT
+    else:
+        laterality = next((codes.LATERALITY[side] for side in sides), None)
+    evaluations = [
+        QualitativeEvaluation(codes.INTENDED_USE, codes.RESEARCH),
+        *_status(findings.reason),
+        *(QualitativeEvaluation(codes.QUALITY, codes.remark_code(it)) for it in findings.quality),
+    ]
+    comments = [RESEARCH_USE]
+    if findings.reason is not None:
+        comments.append(findings.reason.text)
+    else:
+        comments.append(_COUNTS)
+    comments.extend(remark.text for remark in findings.quality)
+    if clean:
+        comments.append(_NO_SEGMENT)
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(context, "Patient"),
+        method=codes.METHOD,
+        algorithm_id=_algorithm(card),
+        finding_sites=[FindingSite(codes.HIP_JOINT, laterality)],
+        measurements=measurements,
+        qualitative_evaluations=evaluations,
+    )
+    _comment(group, comments)
+    return group
+
+
+def _hip_group(
+    hip: HipFindings,
+    volume: Volume | None,
+    masks: Sequence[Masks],
+    card: ModelCard,
+    context: ReportContext,
+) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501 for one hip, with the slices it was scored on as its source images."""
+    side = hip.hip.side
+    values: list[tuple[Code, float | None, Code]] = [
+        (codes.UNET_SCORE, hip.unet_score, codes.NO_UNITS),
+        (codes.BME_SCORE, hip.bme_score, codes.NO_UNITS),
+        (codes.SYNOVITIS_SCORE, hip.synovitis_score, codes.NO_UNITS),
+        (codes.SLICES_USED, len(hip.slices) if hip.scored else None, codes.SLICES),
+        (codes.MEAN_RATIO, hip.mean_ratio, codes.RATIO),
+        (codes.VOLUME_INDEX, hip.whole_volume_index, codes.RATIO),
+        (codes.EFFUSION, hip.effusion_mm if hip.scored else None, codes.MM),
+    ]
+    evaluations = [*_status(hip.reason), *_presence(side, masks)]
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(context, f"{side.value.capitalize()} hip"),
+        method=codes.METHOD,
+        algorithm_id=_algorithm(card),
+        finding_sites=[FindingSite(codes.HIP_JOINT, codes.LATERALITY[side])],
+        measurements=[
+            _measurement(code, value, unit) for code, value, unit in values if value is not None
+        ],
+        qualitative_evaluations=evaluations,
+        source_images=_slices(hip, volume),
+    )
+    if hip.reason is not None:
+        _comment(group, [hip.reason.text])
+    return group
+
+
+def _segment_group(
+    segment: Segment,
+    volume: Volume,
+    card: ModelCard,
+    segmentation: Dataset,
+    series_uid: str,
+) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """TID 1411 for one segment: what it is, where it is and how large."""
+    structure = codes.STRUCTURES[segment.channel]
+    millilitres = float(segment.voxels.sum()) * volume.grid.voxel_ml
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(segment.tracking_uid, segment.tracking_id),
+        # Not ReferencedSegment.from_segmentation: it fails where there is one segment only.
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=str(segmentation.SOPClassUID),
+            sop_instance_uid=str(segmentation.SOPInstanceUID),
+            segment_number=segment.number,
+            source_series=SourceSeriesForSegmentation(series_uid),
+        ),
+        finding_category=structure.category,
+        finding_type=structure.property_type,
+        algorithm_id=_algorithm(card),
+        finding_sites=[FindingSite(structure.region, codes.LATERALITY[segment.side])],
+        measurements=[
+            _measurement(codes.VOLUME, millilitres, codes.ML, method=codes.SEGMENTED_VOXELS)
+        ],
+    )
+
+
+def _measurement(
+    name: Code, value: float, unit: Code, *, method: Code | None = None
+) -> Measurement:
+    # Six decimals: far beyond the precision of the method, and short decimal strings.
+    number = value if isinstance(value, int) else round(float(value), 6)
+    measurement = Measurement(name=name, value=number, unit=unit, method=method)
+    if isinstance(number, int):
+        measurement[0].MeasuredValueSequence[0].NumericValue = str(number)  # 16, not 16.0
+    return measurement
+
+
+def _status(reason: Remark | None) -> list[QualitativeEvaluation]:
+    if reason is None:
+        return [QualitativeEvaluation(codes.STATUS, codes.SCORED)]
+    return [
+        QualitativeEvaluation(codes.STATUS, codes.NOT_SCORED),
+        QualitativeEvaluation(codes.REASON, codes.remark_code(reason)),
+    ]
+
+
+def _presence(side: Side, masks: Sequence[Masks]) -> list[QualitativeEvaluation]:
+    """Whether lesions were segmented: a clean structure has no segment that could say so."""
+    return [
+        QualitativeEvaluation(name, codes.PRESENT if item.voxels[channel].any() else codes.ABSENT)
+        for item in masks
+        if item.side is side
+        for name, channel in (
+            (codes.BME_PRESENCE, Channel.BME),
+            (codes.SYNOVITIS_PRESENCE, Channel.SYNOVITIS),
+        )
+    ]
+
+
+def _slices(hip: HipFindings, volume: Volume | None) -> list[SourceImageForMeasurementGroup] | None:
+    if volume is None or not hip.slices:
+        return None
+    frames: dict[tuple[str, str], list[int]] = {}
+    for item in hip.slices:
+        key = (item.source.sop_class_uid, item.source.sop_instance_uid)
+        numbers = frames.setdefault(key, [])
+        if item.source.frame_number is not None:
+            numbers.append(item.source.frame_number)
+    return [
+        SourceImageForMeasurementGroup(class_uid, instance_uid, sorted(numbers) or None)
+        for (class_uid, instance_uid), numbers in frames.items()
+    ]
+
+
+def _algorithm(card: ModelCard) -> AlgorithmIdentification:
+    """TID 4019; the digest names the model beyond doubt."""
+    return AlgorithmIdentification(
+        name=ALGORITHM,
+        version=codes.plain(f"{card.id} {card.version}"),
+        parameters=[f"model_sha256={card.sha256}"],
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        manufacturer=source.MANUFACTURER,
+    )
+
+
+def _tracking(context: ReportContext, label: str) -> TrackingIdentifier:
+    return TrackingIdentifier(uids.derive(context.job_key, "tracking", label), label)
+
+
+def _comment(group: MeasurementsAndQualitativeEvaluations, texts: Sequence[str]) -> None:
+    """Add free text to a TID 1501 group; highdicom takes coded evaluations only."""
+    for text in texts:
+        group[0].ContentSequence.append(
+            TextContentItem(
+                codes.COMMENT, codes.plain(text), relationship_type=RelationshipTypeValues.CONTAINS
+            )
+        )
+
+
+def _evidence(segmentation: Dataset, like: Dataset) -> Dataset:
+    item = copy.deepcopy(like)
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
+        setattr(item, keyword, str(segmentation[keyword].value))
+    return item
+
+
+def _predecessors(reference: SopReference | None) -> list[Dataset] | None:
+    if reference is None:
+        return None
+    item = Dataset()
+    item.SOPClassUID = reference.sop_class_uid
+    item.SOPInstanceUID = reference.sop_instance_uid
+    item.SeriesInstanceUID = reference.series_instance_uid
+    item.StudyInstanceUID = reference.study_instance_uid
+    return [item]
