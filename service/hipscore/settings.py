@@ -120,7 +120,9 @@ class Settings(BaseSettings):
         600.0, gt=0, description="a worker that is silent this long is dead"
     )
     reap_seconds: FiniteFloat = Field(5.0, gt=0, description="how often the reaper looks")
-    max_attempts: int = Field(12, ge=1, description="tries of one delivery before it is EXHAUSTED")
+    max_attempts: int = Field(
+        60, ge=1, description="tries of one delivery before it is EXHAUSTED (60: about 8 days)"
+    )
     reserve_mb: int = Field(512, ge=0, description="disk kept free: below it C-STORE gets 0xA700")
     max_associations: int = Field(16, ge=1, description="associations served at once")
     max_object_mb: int = Field(1024, ge=1, description="largest object accepted by C-STORE")

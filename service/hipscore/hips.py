@@ -1,0 +1,381 @@
+"""From a volume to located and segmented hips.
+
+The same sampling and normalising code serves training and inference, so that a
+network sees in the hospital what it saw when it learned.
+
+Shapes: Z slices, C context planes, H and W rows and columns of a network's
+picture, K channels (:class:`~hipscore.domain.Channel`), N slices inside a crop stack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from hipscore.domain import (
+    BoolArray,
+    Channel,
+    DoubleArray,
+    FloatArray,
+    Grid,
+    Hip,
+    Masks,
+    PlaneSpec,
+    Segmenter,
+    Side,
+    Volume,
+)
+
+#: context planes are taken about this far apart, mm, whatever the slice distance
+CONTEXT_MM = 4.0
+#: a femoral head outside this range of radii is none (adult heads: 18 to 32 mm)
+RADIUS_MM = (12.0, 40.0)
+#: two heads are never closer than this, mm
+MIN_SEPARATION_MM = 80.0
+#: radius of the smaller head of a person over that of the larger one, at least
+MIN_LIKENESS = 0.7
+#: lesion components below this are speckle, mL
+MIN_LESION_ML = 0.03
+_CEILING = 20.0
+#: components looked at, heaviest first
+_CANDIDATES = 8
+_FACE = ndimage.generate_binary_structure(3, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Where the pixels of a canonical picture lie in the slices of a grid.
+
+    ``rows`` is ``(H, Y)`` and ``columns`` is ``(W, X)``: interpolation weights, rows
+    summing to 1 inside the slice and to 0 outside. ``back_rows`` ``(Y, H)`` and
+    ``back_columns`` ``(X, W)`` lead back. ``transposed`` says that the patient's
+    left-right axis runs along the source rows.
+    """
+
+    rows: FloatArray
+    columns: FloatArray
+    back_rows: FloatArray
+    back_columns: FloatArray
+    transposed: bool
+
+    def pictures(self, voxels: FloatArray) -> FloatArray:
+        """Sample slices ``(N, Y, X)`` as pictures ``(N, H, W)``, linear, antialiased."""
+        source = voxels.swapaxes(1, 2) if self.transposed else voxels
+        pictures: FloatArray = np.matmul(np.matmul(self.rows, source), self.columns.T)
+        return pictures
+
+    def slices(self, pictures: FloatArray) -> FloatArray:
+        """Sample pictures ``(N, H, W)`` on the source pixels ``(N, Y, X)``, 0 outside."""
+        source: FloatArray = np.matmul(np.matmul(self.back_rows, pictures), self.back_columns.T)
+        return source.swapaxes(1, 2) if self.transposed else source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropFrame:
+    """The crop stack of one hip: which slices, and how their pixels are sampled."""
+
+    side: Side
+    shape: tuple[int, int, int]
+    slice_indices: tuple[int, ...]
+    context: tuple[tuple[int, ...], ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneStack:
+    """Whole-series pictures for the localiser.
+
+    ``planes`` is ``(Z, C, H, W)``, normalised. ``affine`` ``(4, 4)`` maps the picture
+    index ``(z, h, w, 1)`` to LPS mm.
+    """
+
+    planes: FloatArray
+    affine: DoubleArray
+    sampling: Sampling
+
+
+def _weights(coordinates: DoubleArray, size: int, step: float) -> FloatArray:
+    """Triangle-filter weights ``(len(coordinates), size)`` at fractional source indices.
+
+    ``step`` is the distance between neighbouring coordinates in source pixels; a step
+    above 1 widens the filter so that fine structure is averaged, not aliased.
+    """
+    width = max(1.0, step)
+    distance = np.abs(coordinates[:, None] - np.arange(size)[None, :])
+    weights = np.clip(1.0 - distance / width, 0.0, None)
+    inside = (coordinates > -0.5 - 1e-6) & (coordinates < size - 0.5 + 1e-6)
+    total = weights.sum(axis=1)
+    weights[total > 0] /= total[total > 0, None]
+    weights[~inside] = 0.0
+    return weights.astype(np.float32)
+
+
+def _sampling(grid: Grid, spec: PlaneSpec, centre: DoubleArray, *, mirrored: bool) -> Sampling:
+    """Lay the picture of ``spec`` around the index ``centre`` (z, y, x)."""
+    row_step, column_step = grid.affine[:3, 1], grid.affine[:3, 2]
+    transposed = bool(abs(row_step[0]) > abs(column_step[0]))
+    down, across = (column_step, row_step) if transposed else (row_step, column_step)
+    centre_down, centre_across = (centre[2], centre[1]) if transposed else (centre[1], centre[2])
+    size_down, size_across = (
+        (grid.shape[2], grid.shape[1]) if transposed else (grid.shape[1], grid.shape[2])
+    )
+    down_mm, across_mm = float(np.linalg.norm(down)), float(np.linalg.norm(across))
+    # canonical view: columns run to the patient's left (+x), rows to the feet (-z)
+    feet = -1.0 if down[2] > 0 else 1.0
+    left = -1.0 if across[0] < 0 else 1.0
+    if mirrored:
+        left = -left
+
+    def pair(
+        count: int, size: int, middle: float, sign: float, mm: float
+    ) -> tuple[FloatArray, FloatArray]:
+        step = spec.pixel_mm / mm
+        shown, stored = np.arange(count, dtype=np.float64), np.arange(size, dtype=np.float64)
+        picture = middle + sign * step * (shown - (count - 1) / 2)
+        source = (stored - middle) * sign / step + (count - 1) / 2
+        return _weights(picture, size, step), _weights(source, count, 1.0 / step)
+
+    rows, back_rows = pair(spec.rows, size_down, centre_down, feet, down_mm)
+    columns, back_columns = pair(spec.columns, size_across, centre_across, left, across_mm)
+    return Sampling(
+        rows=rows,
+        columns=columns,
+        back_rows=back_rows,
+        back_columns=back_columns,
+        transposed=transposed,
+    )
+
+
+def _context(index: int, count: int, slices: int, slice_mm: float) -> tuple[int, ...]:
+    """Slice indices of the ``count`` context planes of slice ``index``, clamped to the stack."""
+    step = max(1, round(CONTEXT_MM / slice_mm))
+    half = count // 2
+    return tuple(
+        int(np.clip(index + step * offset, 0, slices - 1)) for offset in range(-half, half + 1)
+    )
+
+
+def normalise(pictures: FloatArray, reference: float) -> FloatArray:
+    """Compress intensities of any scale: log(1 + x / reference), clipped at 20 × reference.
+
+    The fluid of a STIR image is 5 to 7 times the median tissue; the logarithm keeps it
+    from drowning the marrow.
+    """
+    scaled = np.clip(pictures / max(reference, 1e-6), 0.0, _CEILING)
+    compressed: FloatArray = np.log1p(scaled).astype(np.float32)
+    return compressed
+
+
+def localiser_planes(volume: Volume, spec: PlaneSpec) -> PlaneStack:
+    """Picture every slice around the middle of the series for the localiser.
+
+    The reference intensity is the 75th percentile of the series: inside the body even
+    when air fills half of the field of view.
+    """
+    slices, rows, columns = volume.grid.shape
+    middle = np.array([0.0, (rows - 1) / 2, (columns - 1) / 2])
+    sampling = _sampling(volume.grid, spec, middle, mirrored=False)
+    pictures = sampling.pictures(volume.voxels)
+    pictures = normalise(pictures, float(np.percentile(volume.voxels, 75)))
+    slice_mm = volume.grid.spacing_mm[0]
+    chosen = [_context(index, spec.context, slices, slice_mm) for index in range(slices)]
+    return PlaneStack(
+        planes=np.ascontiguousarray(pictures[np.array(chosen)]),
+        affine=_picture_affine(volume.grid, spec, middle, transposed=sampling.transposed),
+        sampling=sampling,
+    )
+
+
+def _picture_affine(
+    grid: Grid, spec: PlaneSpec, middle: DoubleArray, *, transposed: bool
+) -> DoubleArray:
+    """Affine ``(4, 4)`` from picture index (z, h, w) to LPS mm, for an unmirrored picture."""
+    down, across = (
+        (grid.affine[:3, 2], grid.affine[:3, 1])
+        if transposed
+        else (
+            grid.affine[:3, 1],
+            grid.affine[:3, 2],
+        )
+    )
+    down = down / np.linalg.norm(down) * (-1.0 if down[2] > 0 else 1.0) * spec.pixel_mm
+    across = across / np.linalg.norm(across) * (-1.0 if across[0] < 0 else 1.0) * spec.pixel_mm
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = grid.affine[:3, 0], down, across
+    affine[:3, 3] = (
+        grid.to_mm(middle) - down * (spec.rows - 1) / 2 - across * (spec.columns - 1) / 2
+    )
+    return affine
+
+
+def locate(volume: Volume, segmenter: Segmenter) -> tuple[Hip, ...]:
+    """Find the femoral heads of a series: 0, 1 or 2 hips, the patient's right first.
+
+    Heads are balls in the probability that a voxel belongs to either head. Of two heads
+    the right one is the one farther to the patient's right: a body is nearly its own mirror
+    image, so positions decide the side, not the network. Only for a head that is alone does
+    the network's side count.
+    """
+    card = segmenter.card
+    stack = localiser_planes(volume, card.localiser)
+    probability = segmenter.localise(stack.planes)
+    balls = [
+        ball
+        for ball in _balls(probability, stack.affine, card.localiser_threshold)
+        if ball.confidence >= card.min_confidence
+    ]
+    if not balls:
+        return ()
+    first = balls[0]
+    for second in balls[1:]:
+        if _a_pair(first, second):
+            right, left = sorted((first, second), key=lambda ball: ball.centre_mm[0])
+            return (replace(right, side=Side.RIGHT), replace(left, side=Side.LEFT))
+    return (first,)
+
+
+def _a_pair(one: Hip, other: Hip) -> bool:
+    """Whether two balls can be the two heads of one person: far apart, of like size."""
+    apart = abs(one.centre_mm[0] - other.centre_mm[0])
+    sizes = sorted((one.radius_mm, other.radius_mm))
+    return apart >= MIN_SEPARATION_MM and sizes[0] >= MIN_LIKENESS * sizes[1]
+
+
+def _balls(probability: FloatArray, affine: DoubleArray, threshold: float) -> list[Hip]:
+    """Find head-sized components of the probability ``(Z, 2, H, W)``, heaviest first."""
+    either = np.minimum(probability.sum(axis=1), 1.0)
+    labels, count = ndimage.label(either > threshold, _FACE)
+    weight = ndimage.sum_labels(either, labels, np.arange(1, count + 1))
+    heaviest = 1 + np.argsort(-weight, kind="stable")[:_CANDIDATES]
+    balls = (_ball(probability, either, labels == label, affine) for label in heaviest)
+    return [ball for ball in balls if ball is not None]
+
+
+def _ball(
+    probability: FloatArray, either: FloatArray, component: BoolArray, affine: DoubleArray
+) -> Hip | None:
+    """Turn one component ``(Z, H, W)`` into a ball, or None where it has no head's size."""
+    voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
+    radius = float((3 * component.sum() * voxel_mm3 / (4 * np.pi)) ** (1 / 3))
+    if not RADIUS_MM[0] <= radius <= RADIUS_MM[1]:
+        return None
+    index = np.argwhere(component)
+    weights = either[component].astype(np.float64)
+    positions = index @ affine[:3, :3].T + affine[:3, 3]
+    centre = (positions * weights[:, None]).sum(axis=0) / weights.sum()
+    # a head is a ball: what the network marks elsewhere lowers the confidence
+    inside = np.linalg.norm(positions - centre, axis=1) <= 1.25 * radius
+    right, left = (float(probability[:, channel][component].sum()) for channel in (0, 1))
+    return Hip(
+        side=Side.RIGHT if right >= left else Side.LEFT,
+        centre_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
+        radius_mm=radius,
+        confidence=float(weights.mean() * inside.mean()),
+    )
+
+
+def frame(grid: Grid, hip: Hip, spec: PlaneSpec, margin_mm: float) -> CropFrame:
+    """Lay the crop stack of ``hip``; a left hip is mirrored to look like a right one.
+
+    The stack takes every slice within ``radius + margin_mm`` of the head's centre.
+    """
+    centre = grid.to_index(np.array(hip.centre_mm))
+    slice_mm = grid.spacing_mm[0]
+    reach = hip.radius_mm + margin_mm
+    indices = tuple(
+        index for index in range(grid.shape[0]) if abs(index - centre[0]) * slice_mm <= reach
+    )
+    return CropFrame(
+        side=hip.side,
+        shape=grid.shape,
+        slice_indices=indices,
+        context=tuple(_context(i, spec.context, grid.shape[0], slice_mm) for i in indices),
+        sampling=_sampling(grid, spec, centre, mirrored=hip.side is Side.LEFT),
+    )
+
+
+def sample(voxels: FloatArray, crop: CropFrame) -> FloatArray:
+    """Sample any array ``(Z, Y, X)`` (image or mask) as crops ``(N, H, W)``, linear."""
+    return crop.sampling.pictures(voxels[list(crop.slice_indices)])
+
+
+def crops(volume: Volume, crop: CropFrame) -> FloatArray:
+    """Normalised crops ``(N, C, H, W)`` of one hip.
+
+    The reference intensity is the median of the crop stack, which lies inside the body:
+    it follows the coil's shading from hip to hip.
+    """
+    needed = sorted({index for context in crop.context for index in context})
+    pictures = crop.sampling.pictures(volume.voxels[needed])
+    positive = pictures[pictures > 0]
+    reference = float(np.median(positive)) if positive.size else 1.0
+    place = {index: position for position, index in enumerate(needed)}
+    chosen = [[place[index] for index in context] for context in crop.context]
+    return np.ascontiguousarray(normalise(pictures, reference)[np.array(chosen)])
+
+
+def restore(probability: FloatArray, crop: CropFrame) -> FloatArray:
+    """Bring crops ``(N, K, H, W)`` back to the source grid ``(K, Z, Y, X)``, 0 elsewhere."""
+    count, channels = probability.shape[:2]
+    result = np.zeros((channels, *crop.shape), dtype=np.float32)
+    if count:
+        for channel in range(channels):
+            result[channel, list(crop.slice_indices)] = crop.sampling.slices(
+                probability[:, channel]
+            )
+    return result
+
+
+def segment(volume: Volume, hip: Hip, segmenter: Segmenter) -> Masks:
+    """Segment one hip: masks ``(K, Z, Y, X)`` on the source grid."""
+    card = segmenter.card
+    crop = frame(volume.grid, hip, card.segmenter, card.margin_mm)
+    pictures = crops(volume, crop)
+    probability = restore(segmenter.segment(pictures), crop)
+    voxels = probability > np.array(card.thresholds, dtype=np.float32)[:, None, None, None]
+    return Masks(side=hip.side, voxels=tidy(voxels, volume.grid, hip))
+
+
+def tidy(voxels: BoolArray, grid: Grid, hip: Hip) -> BoolArray:
+    """Make masks ``(K, Z, Y, X)`` anatomically consistent.
+
+    One head, in one piece, without holes; edema inside the head, synovitis outside of
+    it; no speckle.
+    """
+    result = np.zeros_like(voxels)
+    head = _head_component(voxels[Channel.FEMORAL_HEAD], grid, hip)
+    for index in np.flatnonzero(head.any(axis=(1, 2))):
+        head[index] = ndimage.binary_fill_holes(head[index])
+    result[Channel.FEMORAL_HEAD] = head
+    if not head.any():
+        return result
+    result[Channel.BME] = _without_speckle(voxels[Channel.BME] & head, grid)
+    result[Channel.SYNOVITIS] = _without_speckle(voxels[Channel.SYNOVITIS] & ~head, grid)
+    return result
+
+
+def _head_component(head: BoolArray, grid: Grid, hip: Hip) -> BoolArray:
+    """Keep the connected piece of the head with most voxels near the located ball."""
+    labels, count = ndimage.label(head, _FACE)
+    if count == 0:
+        return head.copy()
+    index = np.argwhere(head)
+    distance = np.linalg.norm(grid.to_mm(index.astype(np.float64)) - hip.centre_mm, axis=1)
+    near = labels[head][distance <= hip.radius_mm * 1.5]
+    if near.size == 0:
+        return np.zeros_like(head)
+    kept: BoolArray = labels == int(np.argmax(np.bincount(near)))
+    return kept
+
+
+def _without_speckle(mask: BoolArray, grid: Grid) -> BoolArray:
+    """Drop connected components smaller than :data:`MIN_LESION_ML`."""
+    labels, count = ndimage.label(mask, _FACE)
+    if count == 0:
+        return mask
+    keep = np.bincount(labels.ravel()) * grid.voxel_ml >= MIN_LESION_ML
+    keep[0] = False
+    kept: BoolArray = keep[labels]
+    return kept
