@@ -87,7 +87,8 @@ def score_hip(
     """Measure and score one hip.
 
     Intensities are the rescaled stored values of the source grid, never normalised.
-    Volumes count every voxel of a mask, the score only the selected slices.
+    Volumes count every voxel of a mask, the score only the selected slices, the effusion's
+    thickness only the central ones.
 
     Parameters
     ----------
@@ -106,15 +107,20 @@ def score_hip(
     """
     head, bme, synovitis = (masks.voxels[channel] for channel in Channel)
     grid = volume.grid
+    head_mm2 = head.sum(axis=(1, 2)) * grid.pixel_mm2
+    # a slice that grazes the head cuts the capsule obliquely and would show it thicker
+    centre = int(np.argmax(head_mm2))
+    squarely = slice(max(0, centre - _CENTRAL_REACH), centre + _CENTRAL_REACH + 1)
     measured = HipFindings(
         hip=hip,
         reason=None,
         femoral_head_ml=float(head.sum() * grid.voxel_ml),
         bme_ml=float(bme.sum() * grid.voxel_ml),
         synovitis_ml=float(synovitis.sum() * grid.voxel_ml),
-        effusion_mm=effusion_thickness(synovitis, grid.spacing_mm[1], grid.spacing_mm[2]),
+        effusion_mm=effusion_thickness(
+            synovitis[squarely], grid.spacing_mm[1], grid.spacing_mm[2]
+        ),
     )
-    head_mm2 = head.sum(axis=(1, 2)) * grid.pixel_mm2
     chosen = select_slices(head_mm2.tolist(), min_head_area_mm2=min_head_area_mm2)
     if len(chosen) < MIN_SLICES:
         text = (

@@ -368,6 +368,14 @@ def test_what_was_measured_is_reported_without_a_score_too() -> None:
     assert found.effusion_mm == pytest.approx(3.0)
 
 
+def test_effusion_around_a_ball_is_as_thick_as_it_is() -> None:
+    z, y, x = np.ogrid[-10:11, -40:41, -40:41]
+    distance = np.sqrt((5.0 * z) ** 2 + y**2 + x**2)  # 5 mm slices, 1 mm pixels
+    head = distance <= 24.0
+    found = score(head, synovitis=~head & (distance <= 30.0))
+    assert found.effusion_mm == pytest.approx(6.0, rel=0.2)
+
+
 def test_the_smallest_section_that_counts_can_be_chosen() -> None:
     head = squares([20] * 9)
     masks = masks_of(head, np.zeros_like(head), np.zeros_like(head))
