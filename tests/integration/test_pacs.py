@@ -1,0 +1,230 @@
+"""Sending to real peers: what arrives, and how each answer is understood."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+    RLELossless,
+)
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+from hipscore import pacs
+from hipscore.settings import Peer
+from tests import servers
+from tests.integration import shell_steps as steps
+
+ME = "HIPSCORE"
+QUICK = pacs.Timeouts(connection=2.0, acse=2.0, dimse=2.0)
+
+#: pynetdicom leaves a socket that was refused to the garbage collector
+refused_sockets = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def bytes_of(datasets: list[Dataset], folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in steps.save(datasets, folder)]
+
+
+@contextlib.contextmanager
+def peer_that(
+    answers: Any, *, syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian,)
+) -> Iterator[Peer]:
+    """A Storage SCP that answers every C-STORE as told."""
+    entity = AE(ae_title="PEER")
+    for context in AllStoragePresentationContexts:
+        entity.add_supported_context(str(context.abstract_syntax), list(syntaxes))
+    with running(entity, [(evt.EVT_C_STORE, answers)]) as port:
+        yield Peer(ae_title="PEER", host=servers.LOOPBACK, port=port)
+
+
+@contextlib.contextmanager
+def running(entity: AE, handlers: list[evt.EventHandlerType] | None = None) -> Iterator[int]:
+    """Run an application entity; yields its port."""
+    port = servers.free_port()
+    server = entity.start_server((servers.LOOPBACK, port), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        yield port
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize("syntax", (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless))
+def test_bytes_arrive_unchanged(storescp: servers.StoreScp, tmp_path: Path, syntax: str) -> None:
+    sent = bytes_of(steps.images(transfer_syntax_uid=syntax), tmp_path / "made")
+    outcome = pacs.send(Peer.parse(storescp.peer), sent, calling_aet=ME)
+    assert outcome.delivered
+    assert outcome.status == 0x0000
+    arrived = [path.read_bytes() for path in storescp.received()]
+    assert [steps.data_set(each) for each in arrived] == [steps.data_set(each) for each in sent]
+    assert {dcmread(path).file_meta.TransferSyntaxUID for path in storescp.received()} == {syntax}
+
+
+def test_a_peer_that_takes_only_implicit_vr_gets_the_same_elements(tmp_path: Path) -> None:
+    got: list[Dataset] = []
+
+    def keep(event: evt.Event) -> int:
+        got.append(event.dataset)
+        return 0x0000
+
+    sent = bytes_of(steps.images()[:1], tmp_path / "made")
+    with peer_that(keep, syntaxes=(ImplicitVRLittleEndian,)) as peer:
+        assert pacs.send(peer, sent, calling_aet=ME).delivered
+    assert got == [dcmread(tmp_path / "made" / "0000.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("status", "delivered", "retry"),
+    (
+        (0x0000, True, False),
+        (0xB000, True, False),  # coercion of data elements
+        (0xB007, True, False),  # data set does not match SOP class
+        (0xA700, False, True),  # out of resources
+        (0xA701, False, True),
+        (0xA900, False, False),  # data set does not match SOP class
+        (0xC000, False, False),  # cannot understand
+        (0xC210, False, False),
+        (0x0122, False, False),  # SOP class not supported
+        (0x0124, False, False),  # not authorised
+    ),
+)
+def test_each_status_is_understood(
+    tmp_path: Path, status: int, delivered: bool, retry: bool
+) -> None:
+    with peer_that(lambda _: status) as peer:
+        outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
+    assert (outcome.delivered, outcome.retry, outcome.status) == (delivered, retry, status)
+    assert str(peer) in outcome.text
+
+
+def test_stops_at_the_first_object_that_is_not_taken(tmp_path: Path) -> None:
+    statuses = iter((0x0000, 0xC000, 0x0000))
+    with peer_that(lambda _: next(statuses)) as peer:
+        outcome = pacs.send(peer, bytes_of(steps.images()[:3], tmp_path), calling_aet=ME)
+    assert outcome.status == 0xC000
+    assert next(statuses) == 0x0000  # the third was never sent
+
+
+def test_the_peers_comment_is_passed_on(tmp_path: Path) -> None:
+    answer = Dataset()
+    answer.Status = 0xA700
+    answer.ErrorComment = "archive is read-only"
+    with peer_that(lambda _: answer) as peer:
+        outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
+    assert "archive is read-only" in outcome.text
+
+
+def test_an_abort_in_the_middle_is_tried_again(tmp_path: Path) -> None:
+    def abort(event: evt.Event) -> int:
+        event.assoc.abort()
+        return 0x0000
+
+    with peer_that(abort) as peer:
+        paths = steps.save(steps.images()[:3], tmp_path)
+        outcomes = [outcome for _, outcome in pacs.send_files(peer, paths, calling_aet=ME)]
+    assert [(each.delivered, each.retry, each.status) for each in outcomes] == [
+        (False, True, None)
+    ] * 3
+
+
+@refused_sockets
+def test_nobody_there_is_tried_again(tmp_path: Path) -> None:
+    peer = Peer(ae_title="PEER", host=servers.LOOPBACK, port=servers.free_port())
+    outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
+    assert (outcome.delivered, outcome.retry, outcome.status) == (False, True, None)
+    assert "cannot be reached" in outcome.text
+
+
+@refused_sockets
+def test_a_host_that_does_not_exist_is_tried_again(tmp_path: Path) -> None:
+    peer = Peer(ae_title="PEER", host="no-such-host.invalid", port=104)
+    outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
+    assert (outcome.delivered, outcome.retry, outcome.status) == (False, True, None)
+
+
+def test_a_peer_that_accepts_connections_but_says_nothing_is_given_up_in_time(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server((servers.LOOPBACK, 0)) as silent:
+        peer = Peer(ae_title="PEER", host=servers.LOOPBACK, port=silent.getsockname()[1])
+        outcome = pacs.send(
+            peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME, timeouts=QUICK
+        )
+    assert (outcome.delivered, outcome.retry) == (False, True)
+
+
+def test_a_peer_that_never_answers_a_store_is_given_up_in_time(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def hang(event: evt.Event) -> int:
+        release.wait(20)
+        return 0x0000
+
+    with peer_that(hang) as peer:
+        outcome = pacs.send(
+            peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME, timeouts=QUICK
+        )
+        release.set()
+    assert (outcome.delivered, outcome.retry, outcome.status) == (False, True, None)
+
+
+def test_a_rejected_association_says_why(tmp_path: Path) -> None:
+    entity = AE(ae_title="PEER")
+    entity.add_supported_context(MRImageStorage)
+    entity.require_called_aet = True
+    with running(entity) as port:
+        peer = Peer(ae_title="OTHER", host=servers.LOOPBACK, port=port)
+        outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
+    assert (outcome.delivered, outcome.retry) == (False, True)
+    assert outcome.text == f"{peer} rejected the association: Called AE title not recognised"
+
+
+def test_a_sop_class_the_peer_does_not_take_is_refused_for_good(tmp_path: Path) -> None:
+    entity = AE(ae_title="PEER")
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2")  # CT
+    with running(entity) as port:
+        peer = Peer(ae_title="PEER", host=servers.LOOPBACK, port=port)
+        outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
+    assert (outcome.delivered, outcome.retry) == (False, False)
+    assert outcome.text == f"{peer} does not accept MR Image Storage"
+
+
+def test_what_is_not_dicom_is_not_sent(tmp_path: Path) -> None:
+    peer = Peer(ae_title="PEER", host=servers.LOOPBACK, port=1)
+    with pytest.raises(ValueError, match="is not a DICOM file"):
+        pacs.send(peer, [b"not DICOM"], calling_aet=ME)
+    with pytest.raises(ValueError, match="nothing to send"):
+        pacs.send(peer, [], calling_aet=ME)
+
+
+def test_sends_a_mixed_folder_over_one_association(
+    orthanc: servers.Orthanc, tmp_path: Path
+) -> None:
+    paths = steps.save(steps.images(1), tmp_path / "a")
+    paths += steps.save(steps.images(2, transfer_syntax_uid=RLELossless), tmp_path / "b")
+    paths += steps.save(steps.images(3, enhanced=True), tmp_path / "c")
+    done = list(pacs.send_files(Peer.parse(orthanc.peer), paths, calling_aet=ME))
+    assert [path for path, _ in done] == paths
+    assert all(outcome.delivered for _, outcome in done)
+    assert len(orthanc.get("/instances")) == len(paths)
+
+
+@refused_sockets
+def test_echo(orthanc: servers.Orthanc) -> None:
+    answered = pacs.echo(Peer.parse(orthanc.peer), calling_aet=ME)
+    assert answered.delivered
+    nobody = Peer(ae_title="PEER", host=servers.LOOPBACK, port=servers.free_port())
+    assert not pacs.echo(nobody, calling_aet=ME).delivered
