@@ -1,0 +1,14 @@
+"""The DICOM listener: Storage and Verification SCP for MR images (PS3.4 annexes A and B).
+
+An image is acknowledged only when its bytes are fsynced in the spool and its row is
+committed. The handler reads a bounded part of the header and decodes nothing else. When an
+association is released, its series are closed if the images prove that they are complete;
+otherwise the reaper's quiet period decides.
+"""
+
+from __future__ import annotations
+
+from hipscore.listener.reception import Reception
+from hipscore.listener.server import ListenerError, serve, transfer_syntaxes
+
+__all__ = ["ListenerError", "Reception", "serve", "transfer_syntaxes"]
