@@ -1,0 +1,182 @@
+"""The analysis of one job: claim, read, analyse, report, store, finish."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from datetime import timedelta
+from io import BytesIO
+
+from pydicom import dcmread
+from sqlalchemy.exc import SQLAlchemyError
+
+from hipscore import __version__, lifecycle, pipeline
+from hipscore.domain import Artifact, Transient
+from hipscore.header import read_header
+from hipscore.lifecycle import JobState
+from hipscore.reporting import ReportContext, SopReference
+from hipscore.reporting.result import result_json
+from hipscore.spool import Spool
+from hipscore.store import engine as database
+from hipscore.store import intake, jobs
+from hipscore.store.jobs import StoredArtifact
+from hipscore.store.moves import LeaseLost, NotFound
+from hipscore.store.tables import ArtifactRow, Job
+from hipscore.telemetry import Stopwatch
+from hipscore.worker.bench import (
+    Bench,
+    announce_deliveries,
+    announce_jobs,
+    describe,
+    now_utc,
+    term,
+    trace,
+)
+
+log = logging.getLogger(__name__)
+
+
+def analyse(job_id: int, at: Bench) -> None:
+    """Do one job, if it is due and nobody else holds it."""
+    lease = uuid.uuid4().hex
+    watch = Stopwatch()
+    try:
+        with database.transaction(at.sessions) as session:
+            job = jobs.claim(job_id, lease=lease, **term(at), session=session)
+    except (Transient, SQLAlchemyError, NotFound) as error:
+        log.warning("job %d cannot be claimed: %s", job_id, describe(error))
+        return
+    if job is None:
+        return
+    started = time.perf_counter()
+    try:
+        if job.bundle_sha256 != at.segmenter.card.sha256:
+            _hand_over(job, lease, at)
+            return
+        ids, outcome = _perform(job, lease, watch, at)
+    except LeaseLost as lost:
+        log.warning("%s", lost)
+    except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to this job alone
+        _give_up(job, lease, error, at)
+    else:
+        spent = time.perf_counter() - started
+        log.info("job %d %s in %.2fs: %s", job_id, outcome, spent, watch)
+        announce_deliveries(ids, at)
+
+
+def _perform(job: Job, lease: str, watch: Stopwatch, at: Bench) -> tuple[list[int], str]:
+    """Analyse, report, store, finish. Returns the ids of the deliveries and the outcome."""
+    with watch.stage("read"), database.transaction(at.sessions) as session:
+        sources = jobs.instances(job.id, session=session)
+        earlier = jobs.predecessor(job.id, session=session)
+    with watch.stage("read"):
+        images = [dcmread(BytesIO(at.spool.read(each.spool_key, each.sha256))) for each in sources]
+        predecessor = None if earlier is None else _reference(earlier, at.spool)
+    context = ReportContext(
+        job_key=job.key,
+        created_at=now_utc().astimezone(),  # DICOM times are local (PS3.5 6.2)
+        software_version=__version__,
+        predecessor=predecessor,
+        device_name=at.settings.ae_title,
+    )
+    options = pipeline.Options(min_head_area_mm2=at.settings.min_head_area_mm2)
+    analysis = pipeline.analyse(images, at.segmenter, options=options, stage=watch.stage)
+    artifacts = pipeline.report(analysis, at.segmenter.card, context=context, stage=watch.stage)
+    result = result_json(
+        study_uid=str(images[0].StudyInstanceUID),
+        series_uid=str(images[0].SeriesInstanceUID),
+        status="scored" if analysis.findings.scored else "not_scorable",
+        findings=analysis.findings,
+        card=at.segmenter.card,
+        created_at=context.created_at,
+        supersedes=None if predecessor is None else predecessor.sop_instance_uid,
+    )
+    with watch.stage("store"):
+        stored = [_spooled(artifact, at.spool) for artifact in artifacts]
+    with database.transaction(at.sessions) as session:
+        ids = jobs.finish(
+            job.id,
+            lease=lease,
+            state=JobState.ANALYSED if analysis.findings.scored else JobState.NOT_SCORABLE,
+            result=result,
+            artifacts=stored,
+            destinations=[str(peer) for peer in at.settings.destinations],
+            timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
+            now=now_utc(),
+            session=session,
+        )
+    reason = analysis.findings.reason
+    return ids, "scored" if reason is None else f"not scorable ({reason.code})"
+
+
+def _reference(document: ArtifactRow, spool: Spool) -> SopReference:
+    """Where an earlier SR belongs, from its own header."""
+    header = read_header(spool.read(document.spool_key, document.sha256))
+    return SopReference(
+        sop_class_uid=header.sop_class_uid,
+        sop_instance_uid=header.sop_instance_uid,
+        series_instance_uid=header.series_instance_uid,
+        study_instance_uid=header.study_instance_uid,
+    )
+
+
+def _spooled(artifact: Artifact, spool: Spool) -> StoredArtifact:
+    stored = spool.put(artifact.data)
+    return StoredArtifact(
+        kind=artifact.kind,
+        media_type=artifact.media_type,
+        spool_key=stored.key,
+        sha256=stored.sha256,
+        size=stored.size,
+        sop_class_uid=artifact.sop_class_uid,
+        sop_instance_uid=artifact.sop_instance_uid,
+    )
+
+
+def _hand_over(job: Job, lease: str, at: Bench) -> None:
+    """The job was opened for another bundle than ours: close it, open one for ours."""
+    card = at.segmenter.card
+    error = (
+        f"opened for bundle {job.bundle_id} {job.bundle_version}, "
+        f"this worker runs {card.id} {card.version}"
+    )
+    with database.transaction(at.sessions) as session:
+        jobs.fail(job.id, lease=lease, error=error, now=now_utc(), session=session)
+        successor = intake.open_job(
+            job.series_id,
+            bundle_id=card.id,
+            bundle_version=card.version,
+            bundle_sha256=card.sha256,
+            now=now_utc(),
+            session=session,
+        )
+    log.warning("job %d was %s; job %d replaces it", job.id, error, successor.id)
+    announce_jobs([successor.id], at)
+
+
+def _give_up(job: Job, lease: str, error: Exception, at: Bench) -> None:
+    """Wait for another attempt after something transient, else FAILED."""
+    again = isinstance(error, Transient) and job.attempts < at.settings.max_attempts
+    now = now_utc()
+    try:
+        with database.transaction(at.sessions) as session:
+            if again:
+                later = now + timedelta(seconds=lifecycle.backoff(job.attempts))
+                jobs.postpone(
+                    job.id,
+                    lease=lease,
+                    error=describe(error),
+                    next_attempt_at=later,
+                    now=now,
+                    session=session,
+                )
+            else:
+                jobs.fail(job.id, lease=lease, error=describe(error), now=now, session=session)
+    except (LeaseLost, Transient, SQLAlchemyError) as second:
+        # The lease runs out by itself and the reaper takes the job back.
+        log.warning("job %d could not be put back: %s", job.id, describe(second))
+    if again:
+        log.warning("job %d waits for attempt %d: %s", job.id, job.attempts + 1, describe(error))
+    else:
+        log.error("job %d failed: %s\n%s", job.id, describe(error), trace(error))

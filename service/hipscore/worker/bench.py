@@ -1,0 +1,110 @@
+"""What one worker process works with, and the words all its tasks share."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from celery import Celery
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from hipscore import queue
+from hipscore.domain import Segmenter, Transient
+from hipscore.settings import Settings
+from hipscore.spool import Spool
+from hipscore.store import deliveries, jobs
+from hipscore.store import engine as database
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What one worker process works with."""
+
+    settings: Settings
+    sessions: sessionmaker[Session]
+    spool: Spool
+    segmenter: Segmenter
+    broker: Celery
+
+
+def bench(settings: Settings, segmenter: Segmenter) -> Bench:
+    """Connect to the database, the spool and the broker (each on first use)."""
+    return Bench(
+        settings=settings,
+        sessions=database.sessions(database.connect(settings.database)),
+        spool=Spool(settings.data_dir / "spool"),
+        segmenter=segmenter,
+        broker=queue.publisher(settings.broker),
+    )
+
+
+def announce_jobs(ids: Sequence[int], at: Bench) -> bool:
+    """Tell the workers about these jobs; False when the broker is down."""
+    return _announce(ids, queue.enqueue_analyse, jobs.enqueued, at)
+
+
+def announce_deliveries(ids: Sequence[int], at: Bench) -> bool:
+    """Tell the workers about these deliveries; False when the broker is down."""
+    return _announce(ids, queue.enqueue_deliver, deliveries.enqueued, at)
+
+
+def _announce(
+    ids: Sequence[int],
+    publish: Callable[[Celery, int], bool],
+    remember: Callable[..., None],
+    at: Bench,
+) -> bool:
+    """Publish until the broker fails; remember what was published. Whether all was."""
+    published: list[int] = []
+    for row_id in ids:
+        if not publish(at.broker, row_id):
+            break
+        published.append(row_id)
+    if published:
+        try:
+            with database.transaction(at.sessions) as session:
+                remember(published, now=now_utc(), session=session)
+        except (Transient, SQLAlchemyError) as error:
+            log.warning("announcements not remembered, they are repeated: %s", describe(error))
+    return len(published) == len(ids)
+
+
+def now_utc() -> datetime:
+    """Now, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def term(at: Bench) -> dict[str, datetime]:
+    """Return ``now`` and the end of a lease that starts now."""
+    now = now_utc()
+    return {"now": now, "lease_until": now + timedelta(seconds=at.settings.lease_seconds)}
+
+
+def describe(error: BaseException) -> str:
+    """Name an error in one line.
+
+    The text of our own errors is written to be shown. That of others may quote the data
+    set, so it is left out in favour of the place.
+    """
+    name = type(error).__name__
+    if type(error).__module__.startswith("hipscore."):
+        return f"{name}: {' '.join(str(error).split())}"
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{name} at {_place(frames[0])}" if frames else name
+
+
+def trace(error: BaseException) -> str:
+    """Return the call stack of an error without its text and without any value."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "\n".join(f"  {_place(frame)} in {frame.name}" for frame in frames)
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{Path(frame.filename).name}:{frame.lineno}"
