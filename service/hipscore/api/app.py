@@ -1,0 +1,78 @@
+"""The FastAPI application: what every route shares, and how the parts are put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from hipscore import __version__, queue
+from hipscore.api import problems, studies, system, work
+from hipscore.api.guard import SameOrigin
+from hipscore.api.shared import Desk
+from hipscore.domain import RESEARCH_USE
+from hipscore.settings import Settings
+from hipscore.spool import Spool
+from hipscore.store import engine as database
+
+_DESCRIPTION = (
+    f"Hip inflammation scores from coronal STIR MRI. **{RESEARCH_USE}.** "
+    "Errors are problem details (RFC 9457); lists are paged by following `next`."
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application. Connects to the database and the broker on first use."""
+    engine = database.connect(settings.database)
+    desk = Desk(
+        settings=settings,
+        engine=engine,
+        readers=database.readers(engine),
+        writers=database.sessions(engine),
+        spool=Spool(settings.data_dir / "spool"),
+        broker=queue.publisher(settings.broker),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.dispose()
+
+    app = FastAPI(
+        title="hipscore",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        # The interactive pages load their scripts from a public host, which hospitals block.
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.desk = desk
+    app.add_middleware(SameOrigin)
+    problems.install(app)
+    for router in (studies.router, work.router, system.router):
+        app.include_router(router)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+            )
+            problems.describe_in(schema)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI documents extending it
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,98 @@
+"""Metrics for Prometheus, computed from the database when they are asked for.
+
+The database is the truth of all processes, so no process counts for itself and a restart
+loses nothing. No label names a patient, a study or a peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from statistics import quantiles
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from hipscore.api.shared import Desk
+from hipscore.domain import Transient
+from hipscore.store import engine as database
+from hipscore.store import queries
+from hipscore.store.tables import Job
+
+#: stage times are taken over this many of the newest finished jobs
+WINDOW = 100
+
+
+def render(desk: Desk) -> bytes:
+    """Return the metrics in the text exposition format."""
+    registry = CollectorRegistry()
+    registry.register(_Database(desk))
+    return generate_latest(registry)
+
+
+class _Database(Collector):
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # keeps register() from collecting
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("hipscore_database_up", "1 if the database answers")
+        try:
+            with database.transaction(self._desk.readers) as session:
+                counts = queries.counts(session=session)
+                finished = select(Job.timings).where(Job.timings.is_not(None))
+                newest = session.scalars(finished.order_by(Job.id.desc()).limit(WINDOW)).all()
+        except (Transient, SQLAlchemyError):
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        yield _by_state("series", counts.series)
+        yield _by_state("jobs", counts.jobs)
+        yield _by_state("deliveries", counts.deliveries)
+        yield _waiting(counts.oldest_queued_at)
+        yield _stages([each for each in newest if each])
+        yield _free(self._desk)
+
+
+def _by_state(what: str, counts: object) -> Metric:
+    assert isinstance(counts, dict)  # noqa: S101 - queries.Counts holds dicts
+    family = GaugeMetricFamily(f"hipscore_{what}", f"{what} in each state", labels=["state"])
+    for state, number in counts.items():
+        family.add_metric([state.value], number)
+    return family
+
+
+def _waiting(since: datetime | None) -> Metric:
+    age = 0.0 if since is None else (datetime.now(UTC) - since).total_seconds()
+    return GaugeMetricFamily(
+        "hipscore_oldest_queued_seconds", "age of the oldest job that waits", value=max(age, 0.0)
+    )
+
+
+def _stages(timings: list[dict[str, float]]) -> Metric:
+    family = GaugeMetricFamily(
+        "hipscore_job_stage_seconds",
+        f"seconds per stage over the newest {WINDOW} finished jobs",
+        labels=["stage", "quantile"],
+    )
+    for stage in dict.fromkeys(name for each in timings for name in each):
+        spent = [each[stage] for each in timings if stage in each]
+        cuts = quantiles(spent, n=20, method="inclusive") if len(spent) > 1 else spent * 19
+        family.add_metric([stage, "0.5"], cuts[9])
+        family.add_metric([stage, "0.95"], cuts[18])
+    return family
+
+
+def _free(desk: Desk) -> Metric:
+    try:
+        free = float(desk.spool.free_bytes())
+    except OSError:
+        free = 0.0
+    return GaugeMetricFamily("hipscore_spool_free_bytes", "disk left for the spool", value=free)

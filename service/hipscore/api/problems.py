@@ -1,0 +1,126 @@
+"""Errors as problem details (RFC 9457), and the only place where HTTP codes are chosen."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from hipscore.domain import Transient
+from hipscore.lifecycle import IllegalMove
+from hipscore.spool import Corrupt
+from hipscore.store.moves import NotFound
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+class InvalidField(BaseModel):
+    """One part of a request that was not acceptable."""
+
+    where: str
+    text: str
+
+
+class Problem(BaseModel):
+    """Why a request failed (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[InvalidField] = Field(default_factory=list)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem document."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(NotFound, _not_found)
+    app.add_exception_handler(IllegalMove, _conflict)
+    app.add_exception_handler(Transient, _unavailable)
+    app.add_exception_handler(Corrupt, _corrupt)
+    app.add_exception_handler(Exception, _defect)
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    errors: list[InvalidField] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Build the response for one problem."""
+    body = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or []
+    )
+    return JSONResponse(
+        body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+
+def describe_in(schema: dict[str, Any]) -> None:
+    """Make an OpenAPI document show problem documents for every error response."""
+    models = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        models.pop(name, None)
+    reference = {"$ref": "#/components/schemas/Problem"}
+    own = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    models.update(own.pop("$defs"))
+    models["Problem"] = own
+    for path in schema["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if status >= "400":
+                    response["content"] = {MEDIA_TYPE: {"schema": reference}}
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, str(error.detail), headers=headers)
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
+    found = [
+        InvalidField(where=".".join(str(part) for part in each["loc"]), text=each["msg"])
+        for each in error.errors()
+    ]
+    detail = "; ".join(f"{each.where}: {each.text}" for each in found)
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=found)
+
+
+def _not_found(_: Request, error: Exception) -> JSONResponse:
+    return problem(HTTPStatus.NOT_FOUND, str(error))
+
+
+def _conflict(_: Request, error: Exception) -> JSONResponse:
+    return problem(HTTPStatus.CONFLICT, str(error))
+
+
+def _unavailable(_: Request, error: Exception) -> JSONResponse:
+    log.warning("request not served: %s", error)
+    return problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the database or the disk cannot be used right now; try again",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+
+
+def _corrupt(_: Request, error: Exception) -> JSONResponse:
+    log.error("spool: %s", error)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the stored bytes are damaged; see the log")
+
+
+def _defect(_: Request, error: Exception) -> JSONResponse:
+    log.error("request failed: %s", type(error).__name__)
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "this is a defect of hipscore; see the log")

@@ -1,0 +1,164 @@
+"""Studies: their scores, their history and what was made of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from http import HTTPStatus
+from math import ceil
+from typing import Annotated
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from hipscore.api import models, views
+from hipscore.api.shared import COMMON, NOT_FOUND, After, AtDesk, Limit, Uid
+from hipscore.domain import ArtifactKind
+from hipscore.store import engine as database
+from hipscore.store import ledger, queries
+
+router = APIRouter(tags=["studies"], responses=COMMON)
+
+#: seconds a client should wait before it asks again for a score that is being made
+POLL_SECONDS = 2
+#: a longer wait than this is not suggested, even if the next attempt is hours away
+LONGEST_POLL_SECONDS = 60
+
+
+class Kind(StrEnum):
+    """An artifact that can be downloaded."""
+
+    SEG = "seg"
+    SR = "sr"
+    OVERLAY = "overlay"
+
+
+_SUFFIX = {"application/dicom": "dcm", "image/png": "png"}
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.get(
+    "/studies/{uid}/score",
+    response_model=models.Score,
+    responses={
+        202: {
+            "model": models.Score,
+            "description": "not finished yet",
+            "headers": {"Retry-After": {"schema": {"type": "integer"}}},
+        },
+        **NOT_FOUND,
+    },
+)
+def get_score(uid: Uid, request: Request, desk: AtDesk) -> Response:
+    """Return the score of a study; 202 while it is being made."""
+    with database.transaction(desk.readers) as session:
+        job = queries.latest_job_of_study(uid, session=session)
+        series = queries.series_of_study(uid, session=session)
+    if not series:
+        raise _unknown(uid)
+    score = views.score(uid, job, series, root=request.scope.get("root_path", ""))
+    if score is None:
+        rules = ", ".join(sorted({each.match_rule or "" for each in series}))
+        raise HTTPException(
+            HTTPStatus.NOT_FOUND, f"study {uid} has no series to score; all ignored by: {rules}"
+        )
+    pending = score.status in views.PENDING
+    return JSONResponse(
+        score.model_dump(mode="json", exclude_unset=True),
+        status_code=HTTPStatus.ACCEPTED if pending else HTTPStatus.OK,
+        headers={"Retry-After": str(_poll(job))} if pending else None,
+    )
+
+
+@router.get("/studies", response_model=models.StudyPage)
+def list_studies(
+    request: Request, desk: AtDesk, after: After = None, limit: Limit = 50
+) -> models.StudyPage:
+    """List the studies, the one with the newest series first."""
+    with database.transaction(desk.readers) as session:
+        page = queries.studies(after=after, limit=limit, session=session)
+    full = len(page) == limit
+    root = request.scope.get("root_path", "")
+    return models.StudyPage(
+        items=[views.study_line(each) for each in page],
+        next=f"{root}/studies?after={page[-1].cursor}&limit={limit}" if full else None,
+    )
+
+
+@router.get("/studies/{uid}", response_model=models.Study, responses=NOT_FOUND)
+def get_study(uid: Uid, desk: AtDesk) -> models.Study:
+    """Return a study with its series, jobs and deliveries."""
+    with database.transaction(desk.readers) as session:
+        found = queries.study(uid, session=session)
+    if found is None:
+        raise _unknown(uid)
+    return views.study(found)
+
+
+@router.get("/studies/{uid}/ledger", response_model=models.Ledger, responses=NOT_FOUND)
+def get_ledger(uid: Uid, desk: AtDesk) -> models.Ledger:
+    """Return everything that happened to a study: why it was (not) scored, where results are."""
+    with database.transaction(desk.readers) as session:
+        events = ledger.of_study(uid, session=session)
+    if not events:
+        raise _unknown(uid)
+    return models.Ledger(study_instance_uid=uid, events=[views.event(each) for each in events])
+
+
+@router.get(
+    "/studies/{uid}/artifacts/{kind}",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/dicom": _FILE, "image/png": _FILE}},
+        **NOT_FOUND,
+    },
+)
+def get_artifact(uid: Uid, kind: Kind, desk: AtDesk) -> Response:
+    """Return the segmentation, the structured report or the overlay of a study."""
+    with database.transaction(desk.readers) as session:
+        found = queries.artifact(uid, ArtifactKind(kind.value), session=session)
+        known = bool(queries.series_of_study(uid, session=session))
+    if not known:
+        raise _unknown(uid)
+    if found is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND, f"study {uid} has no {kind.value}")
+    name = f"{kind.value}-{uid}.{_SUFFIX[found.media_type]}"
+    return Response(
+        desk.spool.read(found.spool_key, found.sha256),
+        media_type=found.media_type,
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}"'
+            if found.media_type == "application/dicom"
+            else f'inline; filename="{name}"',
+            "ETag": f'"{found.sha256}"',
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+@router.get("/worklist", response_model=models.Worklist)
+def get_worklist(
+    desk: AtDesk,
+    order: Annotated[
+        models.WorklistOrder, Query(description="`highest` sorts the newest `limit` studies")
+    ] = models.WorklistOrder.NEWEST,
+    limit: Limit = 50,
+) -> models.Worklist:
+    """List the studies to read with the score of each hip."""
+    with database.transaction(desk.readers) as session:
+        page = queries.studies(limit=limit, session=session)
+    items = [views.worklist_line(each) for each in page]
+    if order is models.WorklistOrder.HIGHEST:
+        items.sort(key=lambda line: (line.unet_score is None, -(line.unet_score or 0.0)))
+    return models.Worklist(items=items)
+
+
+def _unknown(uid: str) -> HTTPException:
+    return HTTPException(HTTPStatus.NOT_FOUND, f"study {uid} is unknown")
+
+
+def _poll(job: queries.JobDetail | None) -> int:
+    if job is None or job.job.next_attempt_at is None:
+        return POLL_SECONDS
+    wait = (job.job.next_attempt_at - datetime.now(UTC)).total_seconds()
+    return min(max(ceil(wait), POLL_SECONDS), LONGEST_POLL_SECONDS)
