@@ -1,3 +1,3 @@
-"""hipscore: scores hip inflammation on coronal STIR MRI. For research, not for clinical decisions."""
+"""Scores hip inflammation on coronal STIR MRI. For research, not for clinical decisions."""
 
 __version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""``python -m hipscore`` is the ``hipscore`` command."""
+
+from hipscore.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""``send``: a storage SCU for trying things and for feeding folders of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from hipscore.cli.common import files_in, load_settings, progress, start
+from hipscore.settings import Peer
+
+
+class PeerType(click.ParamType[Peer]):
+    """A peer on the command line, ``AET@HOST:PORT``."""
+
+    name = "AET@HOST:PORT"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Peer:
+        try:
+            return value if isinstance(value, Peer) else Peer.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--to", "peer", required=True, type=PeerType(), help="Where to send them.")
+@click.option("--from", "calling", default="HIPSCORE", help="Our AE title in this association.")
+def send(paths: Sequence[Path], *, peer: Peer, calling: str) -> None:
+    """Send DICOM files to a peer by C-STORE, over one association.
+
+    Exits 1 if any file was not stored; each of these is named with the peer's answer.
+    """
+    from pydicom.misc import is_dicom
+
+    from hipscore import pacs
+
+    start(load_settings())
+    everything = files_in(paths)
+    files = [path for path in everything if is_dicom(path)]
+    if not files:
+        msg = f"no DICOM file in {', '.join(map(str, paths))}"
+        raise click.ClickException(msg)
+    try:
+        sending = pacs.send_files(peer, files, calling_aet=calling)
+        failures = [
+            (path, outcome)
+            for path, outcome in progress(sending, f"sending to {peer}", len(files))
+            if not outcome.delivered
+        ]
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    for path, outcome in failures:
+        click.echo(f"{path}: {outcome.text}", err=True)
+    click.echo(f"{len(files) - len(failures)} of {len(files)} files stored by {peer}")
+    if len(everything) > len(files):
+        click.echo(
+            f"{len(everything) - len(files)} files are not DICOM and were left out", err=True
+        )
+    if failures:
+        raise click.exceptions.Exit(1)

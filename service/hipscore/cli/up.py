@@ -1,0 +1,153 @@
+"""``up``: the whole service in one command, with an embedded database and broker by default."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from hipscore.cli import supervise
+from hipscore.cli.common import load_settings, start
+from hipscore.domain import RESEARCH_USE
+from hipscore.settings import Settings
+
+READY_SECONDS = 60.0
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1), default=1, help="Worker processes.")
+def up(workers: int) -> None:
+    """Run all processes: listener, worker, beat, API.
+
+    Without HIPSCORE_DATABASE_URL and HIPSCORE_BROKER_URL an SQLite database and a Redis
+    live in the data directory. Processes that end are started again. Stop with Ctrl-C or
+    SIGTERM: open associations and the running analysis are finished first.
+    """
+    settings = load_settings()
+    start(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with running(settings, workers=workers) as supervisor:
+        click.echo(_summary(settings))
+        while not stop.wait(1.0):
+            supervisor.check()
+        click.echo("stopping", err=True)
+
+
+@contextmanager
+def running(
+    settings: Settings, *, workers: int = 1, log_dir: Path | None = None
+) -> Iterator[supervise.Supervisor]:
+    """Run all processes while inside; they are ready when the body starts.
+
+    Raises
+    ------
+    click.ClickException
+        If another instance uses the data directory, a port is taken, or a process does
+        not become ready.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one(settings.data_dir):
+        _check_ports(settings)
+        supervisor = supervise.Supervisor(
+            environment=supervise.environment(settings), log_dir=log_dir
+        )
+        try:
+            if settings.broker_url is None:
+                supervisor.add("redis", supervise.redis_command(settings))
+            _upgrade(settings)
+            if settings.broker_url is None:
+                supervise.wait_for_redis(settings)
+            supervisor.add("worker", supervise.service("work", "--concurrency", str(workers)))
+            supervisor.add("beat", supervise.service("beat"))
+            supervisor.add("api", supervise.service("serve"))
+            supervisor.add("listener", supervise.service("listen"))
+            _wait_until_ready(settings, supervisor)
+            yield supervisor
+        finally:
+            supervisor.stop()
+
+
+def _upgrade(settings: Settings) -> None:
+    from hipscore.store import engine as database
+
+    try:
+        database.upgrade(settings.database)
+    except Exception as error:
+        msg = f"the database cannot be used: {type(error).__name__}; check HIPSCORE_DATABASE_URL"
+        raise click.ClickException(msg) from error
+
+
+@contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory's lock; two instances need two directories."""
+    with (data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            msg = (
+                f"another hipscore runs in {data_dir}; "
+                "stop it, or set HIPSCORE_DATA_DIR and other ports for a second one"
+            )
+            raise click.ClickException(msg) from error
+        yield
+
+
+def _check_ports(settings: Settings) -> None:
+    for name, host, port in (
+        ("DICOM", settings.dicom_host, settings.dicom_port),
+        ("HTTP", settings.http_host, settings.http_port),
+    ):
+        if supervise.port_open(_reachable(host), port):
+            msg = f"{name} port {port} on {host} is taken; set HIPSCORE_{name}_PORT to another"
+            raise click.ClickException(msg)
+
+
+def _reachable(host: str) -> str:
+    """Address to connect to what is bound to ``host``."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a comparison
+
+
+def _wait_until_ready(settings: Settings, supervisor: supervise.Supervisor) -> None:
+    url = f"http://{_reachable(settings.http_host)}:{settings.http_port}/readyz"
+    until = time.monotonic() + READY_SECONDS
+    while not (
+        supervise.port_open(_reachable(settings.dicom_host), settings.dicom_port) and _ok(url)
+    ):
+        if (name := supervisor.failed()) is not None:
+            msg = f"{name} ended while starting; its log says why"
+            raise click.ClickException(msg)
+        if time.monotonic() > until:
+            msg = f"not ready after {READY_SECONDS:g} s"
+            raise click.ClickException(msg)
+        time.sleep(0.05)
+
+
+def _ok(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as response:  # noqa: S310 - our own API
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _summary(settings: Settings) -> str:
+    destinations = ", ".join(map(str, settings.destinations))
+    return "\n".join(
+        (
+            f"hipscore is up. {RESEARCH_USE}.",
+            f"  DICOM   {settings.ae_title}@{settings.dicom_host}:{settings.dicom_port}",
+            f"  API     http://{settings.http_host}:{settings.http_port}/docs",
+            f"  data    {settings.data_dir}",
+            f"  results {destinations or 'go nowhere: set HIPSCORE_DESTINATIONS=AET@HOST:PORT'}",
+        )
+    )
