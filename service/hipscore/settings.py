@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     )
     reserve_mb: int = Field(512, ge=0, description="disk kept free: below it C-STORE gets 0xA700")
     max_associations: int = Field(16, ge=1, description="associations served at once")
-    max_object_mb: int = Field(1024, ge=1, description="largest object accepted by C-STORE")
+    max_object_mb: int = Field(256, ge=1, description="largest object accepted by C-STORE")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("ae_title")

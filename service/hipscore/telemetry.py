@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 _FORMAT = "%(asctime)sZ %(levelname)s %(process)d %(name)s: %(message)s"
 #: libraries whose debug output could show attributes of a patient
-_QUIET = ("pynetdicom", "highdicom", "celery.app.trace", "alembic", "httpx")
-#: pydicom repeats the values it complains about, in its log and in its warnings
-_SILENT = ("pydicom", "py.warnings")
+_QUIET = ("highdicom", "celery.app.trace", "alembic", "httpx")
+#: pydicom repeats the values it complains about, in its log and in its warnings; what
+#: pynetdicom says about a broken connection stands in the outcome that we log
+_SILENT = ("pydicom", "pynetdicom", "py.warnings")
 
 
 class _OneLine(logging.Formatter):
