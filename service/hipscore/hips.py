@@ -10,6 +10,7 @@ picture, K channels (:class:`~hipscore.domain.Channel`), N slices inside a crop 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from scipy import ndimage
@@ -226,21 +227,25 @@ def locate(volume: Volume, segmenter: Segmenter) -> tuple[Hip, ...]:
         for ball in _balls(probability, stack.affine, card.localiser_threshold)
         if ball.confidence >= card.min_confidence
     ]
-    if not balls:
-        return ()
-    first = balls[0]
-    for second in balls[1:]:
-        if _a_pair(first, second):
-            right, left = sorted((first, second), key=lambda ball: ball.centre_mm[0])
-            return (replace(right, side=Side.RIGHT), replace(left, side=Side.LEFT))
-    return (first,)
+    pairs = [pair for pair in combinations(balls, 2) if _a_pair(*pair)]
+    if not pairs:
+        return tuple(balls[:1])
+    # a pair is worth more than a heavier ball without a partner; of pairs, the likest
+    best = max(pairs, key=lambda pair: _likeness(*pair) * pair[0].confidence * pair[1].confidence)
+    right, left = sorted(best, key=lambda ball: ball.centre_mm[0])
+    return (replace(right, side=Side.RIGHT), replace(left, side=Side.LEFT))
 
 
 def _a_pair(one: Hip, other: Hip) -> bool:
     """Whether two balls can be the two heads of one person: far apart, of like size."""
     apart = abs(one.centre_mm[0] - other.centre_mm[0])
-    sizes = sorted((one.radius_mm, other.radius_mm))
-    return apart >= MIN_SEPARATION_MM and sizes[0] >= MIN_LIKENESS * sizes[1]
+    return apart >= MIN_SEPARATION_MM and _likeness(one, other) >= MIN_LIKENESS
+
+
+def _likeness(one: Hip, other: Hip) -> float:
+    """Radius of the smaller ball over that of the larger one."""
+    smaller, larger = sorted((one.radius_mm, other.radius_mm))
+    return smaller / larger
 
 
 def _balls(probability: FloatArray, affine: DoubleArray, threshold: float) -> list[Hip]:

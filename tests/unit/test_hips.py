@@ -375,6 +375,13 @@ def test_two_heads_too_near_are_one() -> None:
     assert hip.side in Side
 
 
+def test_a_pair_of_heads_is_worth_more_than_a_heavier_ball_without_a_partner() -> None:
+    bladder = replace(RIGHT, centre_mm=(-10.0, 4.0, -3.0), radius_mm=34.0)
+    right, left = located(GRIDS["plain"], bladder, RIGHT, LEFT)
+    assert math.dist(right.centre_mm, RIGHT.centre_mm) < 1.0
+    assert math.dist(left.centre_mm, LEFT.centre_mm) < 1.0
+
+
 def test_of_two_heads_the_right_one_is_on_the_right_whatever_the_network_says() -> None:
     swapped = (replace(RIGHT, side=Side.LEFT), replace(LEFT, side=Side.RIGHT))
     for heads in (swapped, (RIGHT, replace(LEFT, side=Side.RIGHT))):
