@@ -254,7 +254,9 @@ def _tool(name: str) -> str:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, timeout=60
+    )
 
 
 # --- looking into objects ---------------------------------------------------------------

@@ -6,6 +6,7 @@ reference but makes a fresh one of every ``Code``, so only tuples are handed to 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -195,6 +196,10 @@ _TYPOGRAPHY = str.maketrans(
 
 
 def plain(text: str) -> str:
-    """Text in the default repertoire, so that it can be written in any character set."""
+    """Text in the default repertoire, so that it can be written in any character set.
+
+    Control characters, which no text for people needs, become spaces.
+    """
     folded = unicodedata.normalize("NFKD", text.translate(_TYPOGRAPHY))
-    return folded.encode("ascii", "ignore").decode("ascii")
+    shown = folded.encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[\x00-\x1f\x7f]", " ", shown)

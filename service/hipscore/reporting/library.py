@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -19,7 +18,7 @@ from highdicom.sr import (
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from hipscore.reporting import codes, source
+from hipscore.reporting import codes
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
 _CONTEXT = RelationshipTypeValues.HAS_ACQ_CONTEXT
@@ -28,28 +27,26 @@ _CONTEXT = RelationshipTypeValues.HAS_ACQ_CONTEXT
 _Descriptor: TypeAlias = tuple[Code, float | str, Code | None]
 
 
-def image_library(images: Sequence[Dataset]) -> ContainerContentItem:
-    """Build the library of the images, in their order.
+def image_library(headers: Sequence[Dataset]) -> ContainerContentItem:
+    """Build the library of the images with these tidy headers, in their order.
 
     What images share (TID 1602, TID 1604) stands once per group; each entry adds its
-    position. Attributes an image lacks, or that are no numbers, are left out: a series
-    that cannot be scored for its headers still gets its report.
+    position. Attributes an image lacks are left out: a series that cannot be scored for
+    its headers still gets its report.
     """
     groups: dict[tuple[_Descriptor, ...], list[Dataset]] = {}
-    for image in images:
-        groups.setdefault(tuple(_shared(image)), []).append(image)
+    for header in headers:
+        groups.setdefault(tuple(_shared(header)), []).append(header)
     library = _container(codes.IMAGE_LIBRARY)
     for descriptors, members in groups.items():
         group = _container(codes.IMAGE_LIBRARY_GROUP)
-        for image in members:
-            if str(image.get("Modality")) == "MR":
-                modality = Code("MR", "DCM", "Magnetic Resonance")
-                group.ContentSequence.append(
-                    CodeContentItem(codes.MODALITY, modality, relationship_type=_CONTEXT)
-                )
-                break
+        if any("Modality" in header for header in members):
+            modality = Code("MR", "DCM", "Magnetic Resonance")
+            group.ContentSequence.append(
+                CodeContentItem(codes.MODALITY, modality, relationship_type=_CONTEXT)
+            )
         group.ContentSequence.extend(_items(descriptors))
-        group.ContentSequence.extend(_entry(image) for image in members)
+        group.ContentSequence.extend(_entry(header) for header in members)
         library.ContentSequence.append(group)
     return library
 
@@ -60,14 +57,14 @@ def _container(name: Code) -> ContainerContentItem:
     return item
 
 
-def _entry(image: Dataset) -> ImageContentItem:
+def _entry(header: Dataset) -> ImageContentItem:
     item = ImageContentItem(
         codes.SOURCE,
-        referenced_sop_class_uid=str(image.SOPClassUID),
-        referenced_sop_instance_uid=str(image.SOPInstanceUID),
+        referenced_sop_class_uid=str(header.SOPClassUID),
+        referenced_sop_instance_uid=str(header.SOPInstanceUID),
         relationship_type=_CONTAINS,
     )
-    position = _numbers(image, "ImagePositionPatient", len(codes.POSITION))
+    position = _numbers(header, "ImagePositionPatient")
     if position:
         item.ContentSequence = ContentSequence(
             _items(
@@ -80,13 +77,13 @@ def _entry(image: Dataset) -> ImageContentItem:
     return item
 
 
-def _shared(image: Dataset) -> Iterable[_Descriptor]:
+def _shared(header: Dataset) -> Iterable[_Descriptor]:
     """Yield TID 1602 and TID 1604 descriptors of one image, whichever it has."""
-    yield codes.FRAME_OF_REFERENCE, source.frame_of_reference(image), None
+    yield codes.FRAME_OF_REFERENCE, str(header.FrameOfReferenceUID), None
     for code, keyword in ((codes.ROWS, "Rows"), (codes.COLUMNS, "Columns")):
-        for value in _numbers(image, keyword, 1):
+        for value in _numbers(header, keyword):
             yield code, value, codes.PIXELS
-    spacing = _numbers(image, "PixelSpacing", 2)
+    spacing = _numbers(header, "PixelSpacing")
     if spacing:
         yield codes.HORIZONTAL_SPACING, spacing[1], codes.MM
         yield codes.VERTICAL_SPACING, spacing[0], codes.MM
@@ -94,9 +91,9 @@ def _shared(image: Dataset) -> Iterable[_Descriptor]:
         (codes.SLICE_THICKNESS, "SliceThickness"),
         (codes.SLICE_SPACING, "SpacingBetweenSlices"),
     ):
-        for value in _numbers(image, keyword, 1):
+        for value in _numbers(header, keyword):
             yield code, value, codes.MM
-    orientation = _numbers(image, "ImageOrientationPatient", len(codes.ORIENTATION))
+    orientation = _numbers(header, "ImageOrientationPatient")
     for code, value in zip(codes.ORIENTATION, orientation, strict=False):
         yield code, value, codes.COSINE
 
@@ -110,20 +107,7 @@ def _items(descriptors: Iterable[_Descriptor]) -> list[ContentItem]:
     ]
 
 
-def _numbers(image: Dataset, keyword: str, count: int) -> list[float]:
-    """The finite numbers of an element, or nothing unless there are ``count`` of them."""
-    for place in source.places(image):
-        value = place.get(keyword)
-        if value is None or value == "":
-            continue
-        try:
-            values = [float(item) for item in (value if _is_many(value) else [value])]
-        except (TypeError, ValueError):
-            continue
-        if len(values) == count and all(math.isfinite(item) for item in values):
-            return values
-    return []
-
-
-def _is_many(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _numbers(header: Dataset, keyword: str) -> list[float]:
+    """The numbers of an element, none where there is none; a tidy header has all or none."""
+    value = header.get(keyword, [])
+    return [float(item) for item in (value if isinstance(value, Sequence) else [value])]

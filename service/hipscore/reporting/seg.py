@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from hipscore.attributes import text
 from hipscore.domain import RESEARCH_USE, BoolArray, Channel, Masks, ModelCard, Side, Volume
 from hipscore.reporting import ReportContext, codes, source, uids
+from hipscore.reporting.header import SERIES, headers, silently
 
 ALGORITHM = "hipscore"
 
@@ -66,6 +68,7 @@ def _structures(masks: Sequence[Masks]) -> Iterator[tuple[Side, Channel, BoolArr
                     yield side, channel, item.voxels[channel]
 
 
+@silently()
 def build_seg(
     images: Sequence[Dataset],
     volume: Volume,
@@ -102,12 +105,13 @@ def build_seg(
     if not found:
         return None
     _check(images, volume, masks)
+    tidy = headers(images, context)
     # (Z, Y, X, S) for highdicom, but S slowest in memory: it walks segment by segment
     pixels: NDArray[np.uint8] = np.moveaxis(
         np.stack([item.voxels for item in found]).view(np.uint8), 0, -1
     )
     seg = Segmentation(
-        source_images=source.stubs(images, volume),
+        source_images=source.stubs(tidy, volume),
         pixel_array=pixels,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[_description(item, card) for item in found],
@@ -124,10 +128,8 @@ def build_seg(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
-    source.finish(seg, images[0], context, "seg")
-    source.copy_elements(
-        images[0], seg, ("RequestAttributesSequence", "BodyPartExamined", "PatientPosition")
-    )
+    source.finish(seg, tidy[0], context, "seg")
+    source.copy_elements(tidy[0], seg, SERIES)
     _name_dimensions(seg, context)
     _pad(seg)
     if volume.sources[0].frame_number is not None:
@@ -144,7 +146,7 @@ def _check(images: Sequence[Dataset], volume: Volume, masks: Sequence[Masks]) ->
             )
             raise ValueError(msg)
     named = [item.sop_instance_uid for item in volume.sources]
-    given = [str(image.SOPInstanceUID) for image in images]
+    given = [text(image, "SOPInstanceUID") for image in images]
     if named != given and set(named) != set(given[:1]):
         msg = f"{len(given)} images are not the {len(named)} slices of the volume, in its order"
         raise ValueError(msg)

@@ -31,6 +31,7 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
+from pydicom.uid import MRImageStorage
 
 from hipscore.domain import (
     RESEARCH_USE,
@@ -44,6 +45,7 @@ from hipscore.domain import (
     Volume,
 )
 from hipscore.reporting import ReportContext, SopReference, codes, library, source, uids
+from hipscore.reporting.header import headers, silently
 from hipscore.reporting.seg import ALGORITHM, Segment, segments
 from hipscore.reporting.source import to_bytes
 
@@ -57,6 +59,7 @@ _COUNTS = "Totals over different slice counts are not comparable"
 _NO_SEGMENT = "Nothing was segmented; there is no Segmentation object"
 
 
+@silently()
 def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and the findings
     images: Sequence[Dataset],
     volume: Volume | None,
@@ -106,15 +109,17 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
             f"the masks {len(found)}; build both from the same masks"
         )
         raise ValueError(msg)
+    tidy = headers(images, context)
     groups: list[_Group] = [
         _patient_group(findings, card, context, clean=seg is None),
-        *(_hip_group(hip, volume, masks, card, context) for hip in findings.hips),
+        *(_hip_group(hip, tidy, masks, card, context) for hip in findings.hips),
     ]
     if seg is not None and volume is not None:
-        series_uid = str(images[0].SeriesInstanceUID)
+        series_uid = str(tidy[0].SeriesInstanceUID)
         groups.extend(_segment_group(item, volume, card, seg, series_uid) for item in found)
-    report = _report(images, groups, context)
-    stubs = source.stubs(images)
+    report = _report(tidy, groups, context)
+    stubs = source.stubs(tidy)
+    stubs[0].SOPClassUID = MRImageStorage  # highdicom fails where it does not know the class
     evidence = [*stubs, *([_evidence(seg, stubs[0])] if seg is not None else [])]
     build = Comprehensive3DSR if comprehensive3d else ComprehensiveSR
     document: Dataset = build(
@@ -130,7 +135,7 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
         is_complete=True,
         is_final=False,
         is_verified=False,
-        requested_procedures=source.referenced_request(images[0]) or None,
+        requested_procedures=source.referenced_request(tidy[0]) or None,
         previous_versions=_predecessors(context.predecessor),
         coding_schemes=[
             CodingSchemeIdentificationItem(
@@ -141,12 +146,22 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
             )
         ],
     )
-    source.finish(document, images[0], context, "sr")
+    _classify(document, tidy[0])
+    source.finish(document, tidy[0], context, "sr")
     return document
 
 
+def _classify(document: Dataset, header: Dataset) -> None:
+    """Name the first image in the evidence by its own SOP class, in place."""
+    for study in document.CurrentRequestedProcedureEvidenceSequence:
+        for series in study.ReferencedSeriesSequence:
+            for item in series.ReferencedSOPSequence:
+                if item.ReferencedSOPInstanceUID == header.SOPInstanceUID:
+                    item.ReferencedSOPClassUID = header.SOPClassUID
+
+
 def _report(
-    images: Sequence[Dataset], groups: Sequence[_Group], context: ReportContext
+    tidy: Sequence[Dataset], groups: Sequence[_Group], context: ReportContext
 ) -> MeasurementReport:
     observer = DeviceObserverIdentifyingAttributes(
         uid=uids.derive("hipscore", "device", context.device_name, context.device_serial),
@@ -169,7 +184,7 @@ def _report(
     )
     # The library goes before the measurements (TID 1500 rows 5 and 6).
     content = report[0].ContentSequence
-    content.insert(len(content) - 1, library.image_library(images))
+    content.insert(len(content) - 1, library.image_library(tidy))
     return report
 
 
@@ -217,7 +232,7 @@ def _patient_group(
 
 def _hip_group(
     hip: HipFindings,
-    volume: Volume | None,
+    tidy: Sequence[Dataset],
     masks: Sequence[Masks],
     card: ModelCard,
     context: ReportContext,
@@ -243,7 +258,7 @@ def _hip_group(
             _measurement(code, value, unit) for code, value, unit in values if value is not None
         ],
         qualitative_evaluations=evaluations,
-        source_images=_slices(hip, volume),
+        source_images=_slices(hip, tidy),
     )
     if hip.reason is not None:
         _comment(group, [hip.reason.text])
@@ -312,13 +327,15 @@ def _presence(side: Side, masks: Sequence[Masks]) -> list[QualitativeEvaluation]
     ]
 
 
-def _slices(hip: HipFindings, volume: Volume | None) -> list[SourceImageForMeasurementGroup] | None:
-    if volume is None or not hip.slices:
+def _slices(
+    hip: HipFindings, tidy: Sequence[Dataset]
+) -> list[SourceImageForMeasurementGroup] | None:
+    if not hip.slices:
         return None
     frames: dict[tuple[str, str], list[int]] = {}
     for item in hip.slices:
-        key = (item.source.sop_class_uid, item.source.sop_instance_uid)
-        numbers = frames.setdefault(key, [])
+        header = tidy[0 if item.source.frame_number is not None else item.slice_index]
+        numbers = frames.setdefault((str(header.SOPClassUID), str(header.SOPInstanceUID)), [])
         if item.source.frame_number is not None:
             numbers.append(item.source.frame_number)
     return [
