@@ -1,0 +1,1 @@
+"""Training of hipscore's networks. The model bundle is its only way into the service."""
