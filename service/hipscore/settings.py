@@ -5,10 +5,12 @@ The TOML file is named by ``HIPSCORE_CONFIG``; its keys are the field names belo
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +28,7 @@ _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 table 6.2-1, VR AE: no back
 _PEER = re.compile(
     r"(?P<aet>[^@]{1,16})@(?P<host>[^@:\[\]\s/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})"
 )
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -75,6 +78,21 @@ def ae_title(text: str) -> str:
     return title
 
 
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables ``HIPSCORE_*`` that no setting is read from, each with the likely meant one."""
+    known = ["HIPSCORE_CONFIG", *(f"HIPSCORE_{name.upper()}" for name in Settings.model_fields)]
+    # case does not matter to the settings, so it does not here
+    unknown = sorted(
+        name
+        for name in environment
+        if name.upper().startswith("HIPSCORE_") and name.upper() not in known
+    )
+    return {
+        name: next(iter(difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)), None)
+        for name in unknown
+    }
+
+
 def _default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "hipscore"
@@ -99,6 +117,9 @@ class Settings(BaseSettings):
     dicom_port: int = Field(11112, ge=1, le=65535, description="port the listener binds to")
     http_host: str = Field("127.0.0.1", description="address the API binds to")
     http_port: int = Field(8080, ge=1, le=65535, description="port the API binds to")
+    http_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="names the API is reached by beside localhost, comma separated; * for any"
+    )
     database_url: SecretStr | None = Field(
         None, description="SQLAlchemy URL; default: SQLite in the data directory"
     )
@@ -121,7 +142,9 @@ class Settings(BaseSettings):
     )
     reap_seconds: FiniteFloat = Field(5.0, gt=0, description="how often the reaper looks")
     max_attempts: int = Field(
-        60, ge=1, description="tries of one delivery before it is EXHAUSTED (60: about 8 days)"
+        60,
+        ge=1,
+        description="tries before a job is FAILED or a delivery EXHAUSTED (60: about 8 days)",
     )
     reserve_mb: int = Field(512, ge=0, description="disk kept free: below it C-STORE gets 0xA700")
     max_associations: int = Field(16, ge=1, description="associations served at once")
@@ -146,6 +169,25 @@ class Settings(BaseSettings):
             msg = f"{value!r} is not a log level; use {', '.join(_LOG_LEVELS)}"
             raise ValueError(msg)
         return value.upper()
+
+    @field_validator("http_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.split(",")
+        if isinstance(value, list | tuple):
+            hosts = [host.strip().lower() if isinstance(host, str) else host for host in value]
+            return tuple(host for host in hosts if host)
+        return value
+
+    @field_validator("http_allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and _HOST_NAME.fullmatch(host) is None:
+                msg = f"{host!r} is not a host name; write hip.example.org, without port or scheme"
+                raise ValueError(msg)
+        return value
 
     @field_validator("destinations", mode="before")
     @classmethod
@@ -199,4 +241,13 @@ class Settings(BaseSettings):
         """Celery broker URL in force."""
         if self.broker_url is not None:
             return self.broker_url.get_secret_value()
+        return self._embedded_broker
+
+    @property
+    def broker_embedded(self) -> bool:
+        """Whether the broker is the embedded Redis, by default or by its own URL."""
+        return self.broker == self._embedded_broker
+
+    @property
+    def _embedded_broker(self) -> str:
         return f"redis+socket://{self.broker_socket}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Iterator
 from io import BytesIO
@@ -157,6 +158,34 @@ def test_a_study_that_cannot_be_scored_says_why(
     assert answer.json()["unet_score"] is None
 
 
+@steps.sqlite_only
+def test_no_score_is_not_final_while_another_series_arrives(
+    settings: Settings, api: httpx.Client, tmp_path: Path
+) -> None:
+    images = phantom.to_datasets(steps.make_phantom(anatomy="brain"))
+    job = steps.received(settings, images, tmp_path / "1")
+    with steps.bench(settings) as at:
+        worker.analyse(job.id, at)
+    uid = str(images[0].StudyInstanceUID)
+    assert api.get(f"/studies/{uid}/score").json()["status"] == "not_scorable"
+    more = steps.images(2)
+    for image in more:
+        image.StudyInstanceUID = uid
+    with steps.listening(settings) as port:
+        steps.storescu(port, steps.save(more[:3], tmp_path / "2"))
+
+    answer = api.get(f"/studies/{uid}/score")
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "queued"
+    assert answer.json()["series_instance_uid"] == more[0].SeriesInstanceUID
+    assert answer.json()["reason"] is None
+    (in_list,) = api.get("/studies").json()["items"]
+    (in_worklist,) = api.get("/worklist").json()["items"]
+    for line in (api.get(f"/studies/{uid}").json(), in_list, in_worklist):
+        assert (line["status"], line["reason"]) == ("queued", None)
+    assert "<td>queued</td>" in api.get("/").text
+
+
 def test_a_failed_study_says_so_and_can_be_retried(
     settings: Settings, api: httpx.Client, tmp_path: Path
 ) -> None:
@@ -272,6 +301,7 @@ def test_no_input_makes_it_fail(api: httpx.Client, data: st.DataObject) -> None:
                 ("GET", "/studies?after={}&limit={}"),
                 ("GET", "/jobs?state={}&after={}"),
                 ("GET", "/worklist?order={}&limit={}"),
+                ("GET", "/worklist?order=highest&after={}&below={}"),
                 ("POST", "/jobs/{}/retry"),
                 ("POST", "/deliveries/{}/retry"),
                 ("GET", "/{}"),
@@ -370,6 +400,13 @@ def test_the_worklist_can_start_with_the_highest_score(
     assert lines[2]["status"] == "queued"
     newest = api.get("/worklist").json()["items"]
     assert newest[0]["status"] == "queued"
+    for order, whole in (("highest", lines), ("newest", newest)):
+        seen, path = [], f"/worklist?order={order}&limit=1"
+        while path:
+            page = api.get(path).json()
+            seen += page["items"]
+            path = page["next"]
+        assert seen == whole
 
 
 def test_health_and_readiness(settings: Settings, api: httpx.Client) -> None:
@@ -457,6 +494,42 @@ def test_a_page_of_another_site_cannot_change_anything(api: httpx.Client) -> Non
     problem(api.post("/jobs/7/retry", headers={"Origin": "https://evil.example"}), 403)
     own = str(api.base_url).rstrip("/")
     problem(api.post("/jobs/7/retry", headers={"Origin": own}), 404)
+
+
+@steps.sqlite_only
+def test_a_name_that_is_not_ours_gets_no_answer(settings: Settings) -> None:
+    named = settings.model_copy(update={"http_allowed_hosts": ("hip.example.org",)})
+    with serving(named) as client:
+        for host in ("evil.example", "evil.example:80", "localhost.evil.example", "x" * 300, "@"):
+            refused = problem(client.get("/healthz", headers={"Host": host}), 421)
+            assert "HIPSCORE_HTTP_ALLOWED_HOSTS" in refused["detail"]
+            assert len(refused["detail"]) < 400
+        for host in (
+            "localhost", "LOCALHOST:8080", "127.0.0.1", "[::1]:8080", "10.0.0.7", "[fe80::1]",
+            "hip.example.org", "Hip.Example.ORG.:8080",
+        ):  # fmt: skip
+            assert client.get("/healthz", headers={"Host": host}).status_code == 200, host
+
+
+@steps.sqlite_only
+def test_the_name_it_binds_to_is_ours_and_a_star_is_every_name(settings: Settings) -> None:
+    for change in ({"http_host": "hip.internal"}, {"http_allowed_hosts": ("*",)}):
+        with serving(settings.model_copy(update=change)) as client:
+            answer = client.get("/healthz", headers={"Host": "hip.internal"})
+            assert answer.status_code == 200, change
+
+
+@steps.sqlite_only
+def test_a_disk_that_fails_is_told_and_no_error(settings: Settings, api: httpx.Client) -> None:
+    shutil.rmtree(settings.data_dir)
+    settings.data_dir.touch()  # statvfs(2) below it fails with ENOTDIR
+    ready = api.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["checks"]["spool"] == "cannot be read"
+    metrics = api.get("/metrics")
+    assert metrics.status_code == 200
+    assert "hipscore_spool_free_bytes 0.0" in metrics.text
+    assert "hipscore_database_up 1.0" in metrics.text
 
 
 @steps.sqlite_only

@@ -13,6 +13,12 @@ from pydicom import dcmread
 
 from hipscore.cli import COMMANDS, group
 from hipscore.cli.common import files_in, table
+from hipscore.cli.demo import _settings as demo_settings
+from hipscore.cli.maintain import masked
+from hipscore.cli.score import _series_in
+from hipscore.cli.supervise import environment
+from hipscore.settings import Peer, Settings
+from tests import stacks
 
 
 def _run(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -58,10 +64,42 @@ def test_config_masks_secrets_and_names_every_setting() -> None:
     code, output = _run("config", "--json", HIPSCORE_DATABASE_URL=url, HIPSCORE_AE_TITLE="HIP2")
     assert code == 0
     values = json.loads(output)
-    assert values["database_url"] == "********"
+    assert values["database_url"] == "postgresql+psycopg://hip:********@db/hip"
     assert values["ae_title"] == "HIP2"
     assert "open-sesame" not in output
     assert "open-sesame" not in _run("config", HIPSCORE_DATABASE_URL=url)[1]
+
+
+def test_config_shows_the_database_and_the_broker_in_force(tmp_path: Path) -> None:
+    code, output = _run("config", "--json", HIPSCORE_DATA_DIR=str(tmp_path))
+    assert code == 0
+    values = json.loads(output)
+    assert values["database_url"] == f"sqlite:///{tmp_path}/hipscore.db"
+    assert values["broker_url"] == f"redis+socket://{tmp_path}/redis.sock"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    (
+        ("redis://broker:6379/0", "redis://broker:6379/0"),
+        ("redis://:geheim@broker:6379/0", "redis://:********@broker:6379/0"),
+        ("postgresql://hip:ge@he/im#1@db/hip", "postgresql://hip:********@db/hip"),
+        ("postgresql://hip@db/hip?password=geheim&x=1", "postgresql://hip@db/hip?password=********&x=1"),
+        ("hip:geheim@db", "********"),
+        ("sqlite:////srv/hipscore.db", "sqlite:////srv/hipscore.db"),
+    ),
+)  # fmt: skip
+def test_no_password_is_shown(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+def test_a_misspelt_variable_is_named_with_the_one_that_was_meant() -> None:
+    result = CliRunner(env={"HIPSCORE_QUITE_SECONDS": "3"}).invoke(group, ["config", "--json"])
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert "HIPSCORE_QUITE_SECONDS" in line
+    assert line.endswith("did you mean HIPSCORE_QUIET_SECONDS?")
+    assert json.loads(result.stdout)["quiet_seconds"] == 30.0
 
 
 @pytest.mark.parametrize(
@@ -120,6 +158,39 @@ def test_score_without_images_says_so(tmp_path: Path) -> None:
     assert "no DICOM image" in output
 
 
+@pytest.mark.parametrize("keyword", ("SeriesInstanceUID", "StudyInstanceUID"))
+@pytest.mark.parametrize("uid", ("../../escaped", "/escaped", "..", "1.2/3", "", None))
+def test_score_leaves_images_out_whose_uids_are_none(
+    tmp_path: Path, keyword: str, uid: str | None
+) -> None:
+    image = stacks.coronal()[0]
+    image.add_new(keyword, "LO", uid)  # pydicom would complain of the value of a UI
+    image[keyword].VR = "UI"
+    image.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    before = set(tmp_path.rglob("*"))
+    code, output = _run("score", str(tmp_path / "image.dcm"), "--out", str(tmp_path / "a" / "b"))
+    assert code == 1
+    assert "no DICOM image" in output
+    assert "(1 other files)" in output
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_series_of_two_studies_are_two_also_with_the_same_uid(tmp_path: Path) -> None:
+    files = []
+    for number, study in enumerate(("1.2.3", "1.2.3", "1.2.4")):
+        image = stacks.coronal()[number]
+        image.StudyInstanceUID = study
+        files.append(tmp_path / f"{number}.dcm")
+        image.save_as(files[-1], enforce_file_format=True)
+    found, ignored = _series_in([tmp_path])
+    assert ignored == 0
+    assert [(each.folder, len(each.files)) for each in found] == [
+        ("1.2.3/1.2.3.4.5", 2),
+        ("1.2.4/1.2.3.4.5", 1),
+    ]
+    assert [each.folder for each in _series_in(files[:2])[0]] == ["1.2.3.4.5"]
+
+
 def test_send_needs_a_peer_in_the_usual_form(tmp_path: Path) -> None:
     code, output = _run("send", str(tmp_path), "--to", "PACS:104")
     assert code == 2
@@ -132,3 +203,47 @@ def test_demo_leaves_a_folder_with_other_files_alone(tmp_path: Path) -> None:
     assert code == 1
     assert "holds other files" in output
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_demo_keeps_out_of_the_service_of_the_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "BROKER_URL": "redis://production:6379/0",
+        "DATABASE_URL": "postgresql://production/hip",
+        "DESTINATIONS": "PACS@10.0.0.5:104",
+        "DATA_DIR": "/srv/hipscore",
+        "DICOM_HOST": "10.0.0.9",
+        "QUIET_SECONDS": "600",
+        "RESERVE_MB": "100000000",
+        "BUNDLE_DIR": "/srv/bundle",
+    }.items():
+        monkeypatch.setenv(f"HIPSCORE_{name}", value)
+    sink = Peer(ae_title="SINK", host="127.0.0.1", port=104)
+    settings = demo_settings(tmp_path, sink)
+    assert settings.broker_embedded
+    assert settings.broker == f"redis+socket://{tmp_path}/redis.sock"
+    assert settings.database == f"sqlite:///{tmp_path}/hipscore.db"
+    assert settings.destinations == (sink,)
+    assert settings.dicom_host == "127.0.0.1"
+    assert (settings.quiet_seconds, settings.reserve_mb) == (30.0, 512)
+    assert settings.bundle_dir == Path("/srv/bundle")
+    assert "production" not in str(environment(settings))
+
+
+def test_a_child_gets_exactly_the_settings_of_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = Settings(
+        data_dir=tmp_path,
+        http_allowed_hosts=("hip.example.org", "hip"),
+        destinations=(Peer.parse("PACS@10.0.0.5:104"), Peer.parse("B@[::1]:105")),
+        lease_seconds=7.5,
+    )
+    for name, value in environment(given).items():
+        monkeypatch.setenv(name, value)
+    child = Settings()
+    assert child.broker_embedded
+    assert (child.broker, child.database) == (given.broker, given.database)
+    same = set(Settings.model_fields) - {"broker_url", "database_url"}
+    assert child.model_dump(include=same) == given.model_dump(include=same)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hipscore.settings import Peer, Settings, ae_title
+from hipscore.settings import Peer, Settings, ae_title, unknown_variables
 
 PRINTABLE = st.text(
     st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="\\@"),
@@ -152,6 +152,39 @@ def test_the_environment_sets_everything(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.log_level == "DEBUG"
 
 
+def test_the_broker_is_embedded_unless_another_is_named(tmp_path: Path) -> None:
+    assert Settings(data_dir=tmp_path).broker_embedded
+    for url, embedded in (
+        (f"redis+socket://{tmp_path}/redis.sock", True),
+        (f"redis+socket://{tmp_path}/other.sock", False),
+        ("redis://broker:6379/0", False),
+    ):
+        named = Settings.model_validate({"data_dir": tmp_path, "broker_url": url})
+        assert named.broker_embedded is embedded, url
+
+
+def test_hosts_are_names_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIPSCORE_HTTP_ALLOWED_HOSTS", "Hip.Example.org, api,")
+    assert Settings().http_allowed_hosts == ("hip.example.org", "api")
+    monkeypatch.setenv("HIPSCORE_HTTP_ALLOWED_HOSTS", "*")
+    assert Settings().http_allowed_hosts == ("*",)
+
+
+def test_variables_that_are_no_settings_are_found() -> None:
+    environment = {
+        "HIPSCORE_CONFIG": "",
+        "HIPSCORE_AE_TITLE": "",
+        "hipscore_http_port": "",
+        "PATH": "",
+        "HIPSCORE_AETITLE": "",
+        "HIPSCORE_COLOUR": "",
+    }
+    assert unknown_variables(environment) == {
+        "HIPSCORE_AETITLE": "HIPSCORE_AE_TITLE",
+        "HIPSCORE_COLOUR": None,
+    }
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATABASE_URL", "BROKER_URL", "DESTINATIONS", "BUNDLE_DIR", "DICOM_PORT"):
         monkeypatch.setenv(f"HIPSCORE_{name}", "")
@@ -231,6 +264,8 @@ def test_a_file_that_is_no_toml_is_an_error(file: Path) -> None:
         ("DICOM_PORT", "65536"),
         ("HTTP_PORT", "http"),
         ("DESTINATIONS", "PACS"),
+        ("HTTP_ALLOWED_HOSTS", "http://hip.example.org"),
+        ("HTTP_ALLOWED_HOSTS", "hip.example.org:8080"),
         ("QUIET_SECONDS", "0"),
         ("QUIET_SECONDS", "inf"),
         ("LEASE_SECONDS", "nan"),

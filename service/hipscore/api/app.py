@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 from hipscore import __version__, queue
 from hipscore.api import problems, studies, system, work
-from hipscore.api.guard import SameOrigin
+from hipscore.api.guard import OwnHosts, SameOrigin
 from hipscore.api.shared import Desk
 from hipscore.domain import RESEARCH_USE
 from hipscore.settings import Settings
@@ -54,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.desk = desk
     app.add_middleware(SameOrigin)
+    app.add_middleware(OwnHosts, allowed=(settings.http_host, *settings.http_allowed_hosts))
     problems.install(app)
     for router in (studies.router, work.router, system.router):
         app.include_router(router)

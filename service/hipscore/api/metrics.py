@@ -93,6 +93,6 @@ def _stages(timings: list[dict[str, float]]) -> Metric:
 def _free(desk: Desk) -> Metric:
     try:
         free = float(desk.spool.free_bytes())
-    except OSError:
+    except (OSError, Transient):
         free = 0.0
     return GaugeMetricFamily("hipscore_spool_free_bytes", "disk left for the spool", value=free)

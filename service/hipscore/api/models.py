@@ -204,9 +204,10 @@ class WorklistLine(StudyLine):
 
 
 class Worklist(BaseModel):
-    """Studies to read, newest or highest score first."""
+    """Studies to read, newest or highest score first. `next` is the path of the next page."""
 
     items: list[WorklistLine]
+    next: str | None
 
 
 class Health(BaseModel):

@@ -7,7 +7,7 @@ from html import escape
 
 from hipscore import __version__
 from hipscore.api import models, views
-from hipscore.domain import RESEARCH_USE, ArtifactKind
+from hipscore.domain import RESEARCH_USE
 from hipscore.store import queries
 
 LENGTH = 100
@@ -68,7 +68,7 @@ def _row(study: queries.StudySummary, root: str) -> str:
         links += [
             f'<a href="{base}/artifacts/{artifact.kind.value}">{artifact.kind.value}</a>'
             for artifact in study.job.artifacts
-            if artifact.kind is not ArtifactKind.RESULT
+            if artifact.kind in views.OFFERED
         ]
     cells = [
         f"<td>{line.last_received_at:%Y-%m-%d %H:%M}</td>",

@@ -138,19 +138,32 @@ def get_artifact(uid: Uid, kind: Kind, desk: AtDesk) -> Response:
 
 @router.get("/worklist", response_model=models.Worklist)
 def get_worklist(
+    *,
+    request: Request,
     desk: AtDesk,
     order: Annotated[
-        models.WorklistOrder, Query(description="`highest` sorts the newest `limit` studies")
+        models.WorklistOrder, Query(description="`highest`: studies without score come last")
     ] = models.WorklistOrder.NEWEST,
+    after: After = None,
+    below: Annotated[
+        float | None, Query(allow_inf_nan=False, description="as `after`, where `next` has it")
+    ] = None,
     limit: Limit = 50,
 ) -> models.Worklist:
     """List the studies to read with the score of each hip."""
+    highest = order is models.WorklistOrder.HIGHEST
     with database.transaction(desk.readers) as session:
-        page = queries.studies(limit=limit, session=session)
-    items = [views.worklist_line(each) for each in page]
-    if order is models.WorklistOrder.HIGHEST:
-        items.sort(key=lambda line: (line.unet_score is None, -(line.unet_score or 0.0)))
-    return models.Worklist(items=items)
+        if highest:
+            page = queries.studies_by_score(after=after, below=below, limit=limit, session=session)
+        else:
+            page = queries.studies(after=after, limit=limit, session=session)
+    following = None
+    if len(page) == limit:
+        last, root = page[-1], request.scope.get("root_path", "")
+        # repr of a float is read back as the same float
+        score = "" if last.score is None else f"&below={last.score!r}"
+        following = f"{root}/worklist?order={order.value}&after={last.cursor}{score}&limit={limit}"
+    return models.Worklist(items=[views.worklist_line(each) for each in page], next=following)
 
 
 def _unknown(uid: str) -> HTTPException:

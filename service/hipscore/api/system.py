@@ -77,7 +77,7 @@ def _database(desk: Desk) -> str:
 def _spool(desk: Desk) -> str:
     try:
         free = desk.spool.free_bytes() // _MB
-    except OSError:
+    except (OSError, Transient):
         return "cannot be read"
     reserve = desk.settings.reserve_mb
     return "ok" if free >= reserve else f"{free} MB free, {reserve} MB are kept in reserve"

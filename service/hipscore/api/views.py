@@ -19,15 +19,22 @@ _STATUS = {
     JobState.FAILED: models.Status.FAILED,
 }
 PENDING = {models.Status.QUEUED, models.Status.ANALYSING}
+_WITHOUT_SCORE = {models.Status.NOT_SCORABLE, models.Status.FAILED}
+_ARRIVING = {SeriesState.RECEIVING, SeriesState.COMPLETE}
 OFFERED = (ArtifactKind.SEG, ArtifactKind.SR, ArtifactKind.OVERLAY)
 
 
 def study_status(
     job: queries.JobDetail | None, series: Sequence[tables.Series]
 ) -> models.Status | None:
-    """Where the score of a study is; None when every series of it was ignored."""
+    """Where the score of a study is; None when every series of it was ignored.
+
+    No score is not final while images arrive: the next series may be the STIR of the hips.
+    """
     if job is not None:
-        return _STATUS[job.job.state]
+        status = _STATUS[job.job.state]
+        arriving = any(each.state in _ARRIVING for each in series)
+        return models.Status.QUEUED if status in _WITHOUT_SCORE and arriving else status
     waiting = any(each.state is not SeriesState.IGNORED for each in series)
     return models.Status.QUEUED if waiting else None
 
@@ -55,12 +62,14 @@ def score(
     status = study_status(job, series)
     if status is None:
         return None
+    job = _of_status(job, status)
     if job is not None and job.job.result is not None:
         stored = {**job.job.result, "artifacts": _artifacts(study_uid, job, root)}
         return models.Score.model_validate(stored)
+    awaited = next((each for each in reversed(series) if each.state in _ARRIVING), series[-1])
     return models.Score(
         study_instance_uid=study_uid,
-        series_instance_uid=(job.series if job is not None else series[-1]).series_instance_uid,
+        series_instance_uid=(job.series if job is not None else awaited).series_instance_uid,
         status=status,
         reason=None if job is None else _reason(job.job),
         unet_score=None,
@@ -81,11 +90,13 @@ def study_line(summary: queries.StudySummary) -> models.StudyLine:
 def study(detail: queries.StudyDetail) -> models.Study:
     """Build a study with its series, jobs and deliveries."""
     rows = [each.series for each in detail.series]
+    status = study_status(detail.job, rows)
+    speaking = _of_status(detail.job, status)
     return models.Study(
         study_instance_uid=detail.study_instance_uid,
-        status=study_status(detail.job, rows),
-        unet_score=None if detail.job is None else _unet_score(detail.job.job),
-        reason=None if detail.job is None else _reason(detail.job.job),
+        status=status,
+        unet_score=None if speaking is None else _unet_score(speaking.job),
+        reason=None if speaking is None else _reason(speaking.job),
         series=len(rows),
         images=sum(each.images for each in detail.series),
         last_received_at=max(row.last_received_at for row in rows),
@@ -95,7 +106,8 @@ def study(detail: queries.StudyDetail) -> models.Study:
 
 def worklist_line(summary: queries.StudySummary) -> models.WorklistLine:
     """Build one line of the worklist."""
-    result: dict[str, Any] = (summary.job.job.result if summary.job is not None else None) or {}
+    speaking = _of_status(summary.job, study_status(summary.job, summary.series))
+    result: dict[str, Any] = (speaking.job.result if speaking is not None else None) or {}
     by_side = {hip["side"]: hip["unet_score"] for hip in result.get("hips", [])}
     return models.WorklistLine(
         **_line(summary),
@@ -157,11 +169,20 @@ def event(row: tables.Event) -> models.Event:
     )
 
 
+def _of_status(
+    job: queries.JobDetail | None, status: models.Status | None
+) -> queries.JobDetail | None:
+    """The job, unless the study waits for another one than this."""
+    return job if job is not None and _STATUS[job.job.state] is status else None
+
+
 def _line(summary: queries.StudySummary) -> dict[str, Any]:
-    job_row = None if summary.job is None else summary.job.job
+    status = study_status(summary.job, summary.series)
+    speaking = _of_status(summary.job, status)
+    job_row = None if speaking is None else speaking.job
     return {
         "study_instance_uid": summary.study_instance_uid,
-        "status": study_status(summary.job, summary.series),
+        "status": status,
         "unet_score": None if job_row is None else _unet_score(job_row),
         "reason": None if job_row is None else _reason(job_row),
         "series": len(summary.series),

@@ -6,8 +6,11 @@ process loads only what it runs.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +19,7 @@ from hipscore import __version__
 #: command: (module, attribute, one line for the list)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "Score a synthetic study through the whole service."),
-    "up": ("up", "up", "Run all processes: listener, worker, beat, API."),
+    "up": ("up", "up", "Run all processes: listener, workers, reaper, API."),
     "score": ("score", "score", "Score DICOM files without database or network."),
     "send": ("send", "send", "Send DICOM files to a peer by C-STORE."),
     "phantom": ("phantom", "phantom", "Write a synthetic hip STIR study with known truth."),
@@ -25,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "retry": ("inspect", "retry", "Queue a failed analysis or delivery again."),
     "listen": ("services", "listen", "Run the DICOM listener."),
     "work": ("services", "work", "Run a worker."),
-    "beat": ("services", "beat", "Run the clock that wakes the reaper."),
+    "beat": ("services", "beat", "Run the reaper: nothing waits or is lost for ever."),
     "serve": ("services", "serve", "Run the REST API."),
     "config": ("maintain", "config", "Print the effective settings, secrets masked."),
     "db": ("maintain", "db", "Create or update the database schema."),
@@ -35,6 +38,20 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 class _Commands(click.Group):
     """A group that imports a command's module when the command is asked for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what fails around it, not in it, is one line and no traceback."""
+        from hipscore.domain import Transient
+
+        try:
+            return super().invoke(ctx)
+        except Transient as error:
+            raise click.ClickException(f"{error}; try again when that is mended") from error
+        except OSError as error:
+            # the reader of our output is gone, as in "hipscore jobs | head": click ends quietly
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(_os_line(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -54,6 +71,23 @@ class _Commands(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+def _os_line(error: OSError) -> str:
+    """Say what the operating system refused, and which setting leads there."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return reason
+    from hipscore.settings import Settings
+
+    try:
+        data = Settings().data_dir.absolute()
+    except (OSError, ValueError):  # a wrong setting is not what failed here
+        return f"{error.filename}: {reason}"
+    path = Path(error.filename).absolute()
+    # making the directory fails on itself, on what is above it, or on what is in it
+    ours = path.is_relative_to(data) or data.is_relative_to(path)
+    return f"{path}: {reason}{'; check HIPSCORE_DATA_DIR' if ours else ''}"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from pydantic import ValidationError
 
 from hipscore import telemetry
-from hipscore.settings import Settings
+from hipscore.settings import Settings, unknown_variables
+
+if TYPE_CHECKING:  # most commands work without a database: they need not wait for its library
+    from sqlalchemy import Engine
 
 T = TypeVar("T")
 
@@ -20,6 +25,7 @@ T = TypeVar("T")
 def load_settings(**overrides: object) -> Settings:
     """Read the settings, or end the command with one line per wrong value.
 
+    A variable that looks like a setting and is none is named on standard error.
     ``overrides`` are options of the command line; None means not given.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -34,7 +40,58 @@ def load_settings(**overrides: object) -> Settings:
     except (OSError, ValueError) as error:
         msg = f"the settings file cannot be read: {error}"
         raise click.ClickException(msg) from error
+    for name, meant in unknown_variables(os.environ).items():
+        guess = f"; did you mean {meant}?" if meant is not None else ""
+        click.echo(f"warning: {name} is no setting and changes nothing{guess}", err=True)
     return settings
+
+
+@contextmanager
+def ready_database(settings: Settings) -> Iterator[Engine]:
+    """A connection to the database; ends with one line unless it has this version's schema.
+
+    A database that does not exist is not made: ``hipscore db upgrade`` does that.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from hipscore.store import engine as database
+
+    missing = _missing_file(settings.database)
+    if missing is not None:
+        msg = f"there is no database {missing} yet; run: hipscore db upgrade"
+        raise click.ClickException(msg)
+    try:
+        engine = database.connect(settings.database)
+    except ValueError as error:
+        raise click.ClickException(f"HIPSCORE_DATABASE_URL: {error}") from error
+    try:
+        try:
+            current = database.at_head(engine)
+        except SQLAlchemyError as error:
+            # without the driver's words: they may repeat the password
+            msg = f"the database cannot be reached ({type(error).__name__})"
+            raise click.ClickException(f"{msg}; check HIPSCORE_DATABASE_URL") from error
+        if not current:
+            msg = "the database schema is not up to date; run: hipscore db upgrade"
+            raise click.ClickException(msg)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _missing_file(url: str) -> str | None:
+    """Path of the SQLite database if it does not exist; connecting would make an empty one."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None  # connect() says what is wrong with it
+    path = parsed.database
+    if parsed.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
+        return None
+    return None if Path(path).exists() else path
 
 
 def start(settings: Settings) -> None:

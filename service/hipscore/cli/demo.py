@@ -61,16 +61,7 @@ def demo(*, out: Path, seed: int, burden: str, timeout: float, keep: bool) -> No
     files = write(made, out / "images")
     click.echo(f"synthetic study: {len(files)} images, seed {seed}, burden {burden}")
     with _sink(out / "pacs") as sink, tempfile.TemporaryDirectory(prefix="hipscore-") as data:
-        settings = load_settings(
-            data_dir=Path(data),
-            dicom_port=_free_port(),
-            http_port=_free_port(),
-            dicom_host="127.0.0.1",
-            http_host="127.0.0.1",
-            destinations=(sink,),
-            database_url=f"sqlite:///{Path(data) / 'hipscore.db'}",
-            broker_url=None,
-        )
+        settings = _settings(Path(data), sink)
         start(settings.model_copy(update={"log_level": "WARNING"}))
         began = time.monotonic()
         with running(settings, log_dir=out / "logs"):
@@ -81,6 +72,28 @@ def demo(*, out: Path, seed: int, burden: str, timeout: float, keep: bool) -> No
                 _stay(settings)
         if result["status"] != "scored":
             raise click.exceptions.Exit(1)
+
+
+def _settings(data: Path, sink: Peer) -> Settings:
+    """Settings of a service of its own: the operator's are those of another, kept out of it.
+
+    Only the model and the processors are the operator's choice here too.
+    """
+    defaults = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in Settings.model_fields.items()
+        if name not in {"bundle_dir", "threads"}
+    }
+    own = {
+        "data_dir": data,
+        "dicom_port": _free_port(),
+        "http_port": _free_port(),
+        "destinations": (sink,),
+        "database_url": f"sqlite:///{data / 'hipscore.db'}",
+    }
+    # None would not count as given, and the operator's broker would be used
+    socket_url = Settings.model_construct(data_dir=data).broker
+    return load_settings(**{**defaults, **own, "broker_url": socket_url})
 
 
 def _fresh(out: Path) -> Path:
@@ -185,7 +198,7 @@ def _show(result: dict[str, Any], true: Sequence[HipFindings], out: Path) -> Non
 
 def _stay(settings: Settings) -> None:
     click.echo(
-        f"\nstill up: http://{settings.http_host}:{settings.http_port}/docs and "
+        f"\nstill up: http://{settings.http_host}:{settings.http_port}/ and "
         f"{settings.ae_title}@{settings.dicom_host}:{settings.dicom_port}; Ctrl-C ends it"
     )
     try:

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from hipscore.cli.common import load_settings, print_json, table
-from hipscore.domain import Transient
+from hipscore.cli.common import load_settings, print_json, ready_database, table
 from hipscore.lifecycle import IllegalMove, JobState
 from hipscore.store import deliveries, ledger, queries
 from hipscore.store import engine as database
@@ -21,16 +20,21 @@ from hipscore.store.tables import Event
 
 
 @contextmanager
-def _sessions() -> Iterator[sessionmaker[Session]]:
-    settings = load_settings()
-    engine = database.connect(settings.database)
-    try:
-        yield database.sessions(engine)
-    except Transient as error:
-        msg = f"the database cannot be used: {error}"
-        raise click.ClickException(msg) from error
-    finally:
-        engine.dispose()
+def _reading() -> Iterator[Session]:
+    with (
+        ready_database(load_settings()) as engine,
+        database.transaction(database.readers(engine)) as session,
+    ):
+        yield session
+
+
+@contextmanager
+def _writing() -> Iterator[Session]:
+    with (
+        ready_database(load_settings()) as engine,
+        database.transaction(database.sessions(engine)) as session,
+    ):
+        yield session
 
 
 @click.command()
@@ -41,7 +45,7 @@ def why(uid: str, *, as_json: bool) -> None:
 
     UID is a Series or Study Instance UID. Prints the ledger, oldest first.
     """
-    with _sessions() as sessions, database.transaction(sessions) as session:
+    with _reading() as session:
         rows = [_event(event) for event in ledger.of_uid(uid, session=session)]
     if not rows:
         msg = f"nothing is known of {uid}; is it a Series or Study Instance UID?"
@@ -78,7 +82,7 @@ def _event(event: Event) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def jobs(*, state: str | None, limit: int, as_json: bool) -> None:
     """List analyses, newest first."""
-    with _sessions() as sessions, database.transaction(sessions) as session:
+    with _reading() as session:
         wanted = JobState(state) if state else None
         found = queries.jobs(session=session, state=wanted, limit=limit)
         rows = [
@@ -112,7 +116,7 @@ def retry(number: int, *, delivery: bool) -> None:
     name = "delivery" if delivery else "job"
     now = datetime.now(UTC)
     try:
-        with _sessions() as sessions, database.transaction(sessions) as session:
+        with _writing() as session:
             if delivery:
                 deliveries.retry(number, now=now, session=session)
             else:

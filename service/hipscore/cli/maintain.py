@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +15,13 @@ from hipscore.cli.common import load_settings, print_json, table
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def config(*, as_json: bool) -> None:
     """Print the effective settings, secrets masked."""
-    from pydantic import SecretStr
-
     settings = load_settings()
     values: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if name == "destinations":
-            value = ",".join(map(str, value))
-        values[name] = "********" if isinstance(value, SecretStr) else value
+        values[name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    values["database_url"] = masked(settings.database)
+    values["broker_url"] = masked(settings.broker)
     if as_json:
         print_json(values)
         return
@@ -32,6 +31,17 @@ def config(*, as_json: bool) -> None:
         for name, value in values.items()
     ]
     click.echo(table(rows, ("setting", "value", "meaning")))
+
+
+def masked(url: str) -> str:
+    """Hide the password of a URL, also of one that is no proper URL."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "********"
+    # up to the last @: a password may hold what a proper URL would have encoded
+    rest = re.sub(r"^([^:/@]*):.*@", r"\1:********@", rest)
+    rest = re.sub(r"(?i)([?&][^=&]*pass[^=&]*=)[^&]*", r"\1********", rest)
+    return f"{scheme}://{rest}"
 
 
 @click.group()

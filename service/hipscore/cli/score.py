@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import click
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import BaseTag, Tag
 
 from hipscore import __version__
 from hipscore.cli.common import files_in, load_settings, print_json, progress, start, table
 from hipscore.domain import RESEARCH_USE, Artifact, ArtifactKind, Segmenter
+from hipscore.header import is_uid
 from hipscore.pipeline import Analysis, Options, analyse, report
 from hipscore.reporting import ReportContext
 from hipscore.reporting.result import result_json
@@ -28,6 +31,9 @@ _NAMES = {
     ArtifactKind.SR: "sr.dcm",
     ArtifactKind.OVERLAY: "overlay.png",
 }
+_HEADER: list[BaseTag | int] = [
+    Tag(keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "Rows")
+]
 _COLUMNS = (
     "series_instance_uid",
     "status",
@@ -47,9 +53,10 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """The files of one series."""
+    """The files of one series, and the name of the folder for its results."""
 
     series_uid: str
+    folder: str
     files: tuple[Path, ...]
 
 
@@ -107,27 +114,50 @@ def score(
     else:
         click.echo(_report(results, out))
     if ignored:
-        click.echo(f"{ignored} files are not DICOM images and were left out", err=True)
+        click.echo(
+            f"{ignored} files are not DICOM images with valid UIDs and were left out", err=True
+        )
 
 
 def _series_in(paths: Sequence[Path]) -> tuple[list[_Found], int]:
-    """Group the files by series, in order of UID. Returns the groups and the number left out."""
-    groups: dict[str, list[Path]] = {}
+    """Group the files by series, in order of UID. Returns the groups and the number left out.
+
+    The folder of a series has its UID as name; below that of the study where several studies
+    have a series of this UID.
+    """
+    groups: dict[tuple[str, str], list[Path]] = {}
     ignored = 0
     for path in progress(files_in(paths), "reading"):
         try:
-            header = dcmread(
-                path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Rows"]
-            )
+            header = dcmread(path, stop_before_pixels=True, specific_tags=_HEADER)
         except (InvalidDicomError, OSError, ValueError):
             ignored += 1
             continue
-        if "Rows" not in header or "SeriesInstanceUID" not in header:
+        series, study = _uid_of(header, "SeriesInstanceUID"), _uid_of(header, "StudyInstanceUID")
+        if "Rows" not in header or series is None or study is None:
             ignored += 1
             continue
-        groups.setdefault(str(header.SeriesInstanceUID), []).append(path)
-    found = [_Found(series_uid=uid, files=tuple(items)) for uid, items in sorted(groups.items())]
+        groups.setdefault((series, study), []).append(path)
+    studies = Counter(series for series, _ in groups)
+    found = [
+        _Found(
+            series_uid=series,
+            folder=series if studies[series] == 1 else f"{study}/{series}",
+            files=tuple(items),
+        )
+        for (series, study), items in sorted(groups.items())
+    ]
     return found, ignored
+
+
+def _uid_of(header: Dataset, keyword: str) -> str | None:
+    """A UID that can safely name a folder; None if the file has none or something else there."""
+    if keyword not in header:
+        return None
+    value = header.get_item(keyword).value
+    text = value if isinstance(value, str) else bytes(value or b"").decode("ascii", "replace")
+    text = text.strip(" \0")
+    return text if is_uid(text) else None
 
 
 def _score_one(
@@ -137,13 +167,13 @@ def _score_one(
     with watch.stage("read"):
         images = _without_repeats(dcmread(path) for path in series.files)
     analysis = analyse(images, segmenter, options=options, stage=watch.stage)
-    now = datetime.now(UTC)
+    now = datetime.now().astimezone()  # DICOM times are local (PS3.5 6.2)
     card = segmenter.card
     # not the service's key: what is made here must not pass for what the service sent
     key = f"offline/{series.series_uid}/{card.sha256}/{now.isoformat()}"
     context = ReportContext(job_key=key, created_at=now, software_version=__version__)
     artifacts = report(analysis, card, context=context, stage=watch.stage)
-    folder = out / series.series_uid
+    folder = out / series.folder
     places = _write(artifacts, folder)
     result = result_of(analysis, segmenter, created_at=now, artifacts=places)
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
@@ -181,6 +211,8 @@ def _write(artifacts: Sequence[Artifact], folder: Path) -> dict[str, str]:
         (folder / name).unlink(missing_ok=True)
     places = {}
     for artifact in artifacts:
+        if artifact.kind not in _NAMES:  # the second form of the report is for old peers
+            continue
         path = folder / _NAMES[artifact.kind]
         path.write_bytes(artifact.data)
         places[artifact.kind.value] = str(path)

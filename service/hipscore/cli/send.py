@@ -28,8 +28,8 @@ class PeerType(click.ParamType[Peer]):
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--to", "peer", required=True, type=PeerType(), help="Where to send them.")
-@click.option("--from", "calling", default="HIPSCORE", help="Our AE title in this association.")
-def send(paths: Sequence[Path], *, peer: Peer, calling: str) -> None:
+@click.option("--from", "calling", help="Our AE title in this association (HIPSCORE_AE_TITLE).")
+def send(paths: Sequence[Path], *, peer: Peer, calling: str | None) -> None:
     """Send DICOM files to a peer by C-STORE, over one association.
 
     Exits 1 if any file was not stored; each of these is named with the peer's answer.
@@ -38,14 +38,15 @@ def send(paths: Sequence[Path], *, peer: Peer, calling: str) -> None:
 
     from hipscore import pacs
 
-    start(load_settings())
+    settings = load_settings()
+    start(settings)
     everything = files_in(paths)
     files = [path for path in everything if is_dicom(path)]
     if not files:
         msg = f"no DICOM file in {', '.join(map(str, paths))}"
         raise click.ClickException(msg)
     try:
-        sending = pacs.send_files(peer, files, calling_aet=calling)
+        sending = pacs.send_files(peer, files, calling_aet=calling or settings.ae_title)
         failures = [
             (path, outcome)
             for path, outcome in progress(sending, f"sending to {peer}", len(files))
@@ -54,7 +55,8 @@ def send(paths: Sequence[Path], *, peer: Peer, calling: str) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     for path, outcome in failures:
-        click.echo(f"{path}: {outcome.text}", err=True)
+        said = f": {outcome.comment}" if outcome.comment else ""
+        click.echo(f"{path}: {outcome.text}{said}", err=True)
     click.echo(f"{len(files) - len(failures)} of {len(files)} files stored by {peer}")
     if len(everything) > len(files):
         click.echo(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy import ColumnElement, ScalarSelect, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from hipscore.domain import ArtifactKind
@@ -48,7 +48,10 @@ class StudyDetail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySummary:
-    """One line of the list of studies. ``cursor`` is the id of its newest series."""
+    """One line of the list of studies. ``cursor`` is the id of its newest series.
+
+    ``score`` is its place in :func:`studies_by_score`; None there: no score (yet).
+    """
 
     cursor: int
     study_instance_uid: str
@@ -56,6 +59,7 @@ class StudySummary:
     images: int
     last_received_at: datetime
     job: JobDetail | None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +107,81 @@ def series_of_study(study_instance_uid: str, *, session: Session) -> Sequence[Se
 
 def studies(*, session: Session, after: int | None = None, limit: int = 50) -> list[StudySummary]:
     """Studies, the one with the newest series first; at most ``limit`` below ``after``."""
-    newer = aliased(Series)
-    is_newest = ~exists().where(
-        newer.study_instance_uid == Series.study_instance_uid, newer.id > Series.id
-    )
-    query = select(Series.id, Series.study_instance_uid).where(is_newest)
+    query = select(Series.id, Series.study_instance_uid).where(_is_newest_of_study())
     if after is not None:
         query = query.where(Series.id < after)
     page = session.execute(query.order_by(Series.id.desc()).limit(limit)).all()
-    uids = [row.study_instance_uid for row in page]
+    return _summaries([(row.id, row.study_instance_uid, None) for row in page], session=session)
+
+
+def studies_by_score(
+    *,
+    session: Session,
+    after: int | None = None,
+    below: float | None = None,
+    limit: int = 50,
+) -> list[StudySummary]:
+    """Studies, the one with the highest score first, those without score last.
+
+    Studies of the same score, and those without, are ordered as by :func:`studies`.
+
+    Parameters
+    ----------
+    session
+        A reading session.
+    after, below
+        ``cursor`` and ``score`` of the last study of the previous page.
+    limit
+        At most so many.
+    """
+    score = _score_of_study().label("score")
+    every = select(Series.id, Series.study_instance_uid, score).where(_is_newest_of_study())
+    ranked = every.subquery()
+    query = select(ranked.c.id, ranked.c.study_instance_uid, ranked.c.score)
+    if after is not None:
+        older = ranked.c.id < after
+        if below is None:
+            query = query.where(ranked.c.score.is_(None), older)
+        else:
+            equal = and_(ranked.c.score == below, older)
+            query = query.where(or_(ranked.c.score < below, equal, ranked.c.score.is_(None)))
+    order = (ranked.c.score.desc().nulls_last(), ranked.c.id.desc())
+    page = session.execute(query.order_by(*order).limit(limit)).all()
+    return _summaries(
+        [(row.id, row.study_instance_uid, row.score) for row in page], session=session
+    )
+
+
+def _is_newest_of_study() -> ColumnElement[bool]:
+    newer = aliased(Series)
+    return ~exists().where(
+        newer.study_instance_uid == Series.study_instance_uid, newer.id > Series.id
+    )
+
+
+def _score_of_study() -> ScalarSelect[float]:
+    """The score of the job that speaks for the study, as :func:`_speaking` chooses it."""
+    member, later = aliased(Series), aliased(Job)
+    return (
+        select(Job.result["unet_score"].as_float())
+        .join(member, member.id == Job.series_id)
+        .where(
+            member.study_instance_uid == Series.study_instance_uid,
+            Job.state == JobState.ANALYSED,
+            ~exists().where(later.supersedes_id == Job.id),
+        )
+        .order_by(Job.id.desc())
+        .limit(1)
+        .correlate(Series)
+        .scalar_subquery()
+    )
+
+
+def _summaries(
+    page: Sequence[tuple[int, str, float | None]], *, session: Session
+) -> list[StudySummary]:
+    """Lines of the studies of a page: newest series, Study Instance UID, score."""
+    uids = [uid for _, uid, _ in page]
     members: dict[str, list[Series]] = {uid: [] for uid in uids}
     for series in session.scalars(
         select(Series).where(Series.study_instance_uid.in_(uids)).order_by(Series.id)
@@ -123,14 +193,15 @@ def studies(*, session: Session, after: int | None = None, limit: int = 50) -> l
         jobs[detail.series.study_instance_uid].append(detail)
     return [
         StudySummary(
-            cursor=row.id,
-            study_instance_uid=row.study_instance_uid,
-            series=tuple(members[row.study_instance_uid]),
-            images=sum(images.get(s.id, 0) for s in members[row.study_instance_uid]),
-            last_received_at=max(s.last_received_at for s in members[row.study_instance_uid]),
-            job=_speaking(jobs[row.study_instance_uid]),
+            cursor=cursor,
+            study_instance_uid=uid,
+            series=tuple(members[uid]),
+            images=sum(images.get(series.id, 0) for series in members[uid]),
+            last_received_at=max(series.last_received_at for series in members[uid]),
+            job=_speaking(jobs[uid]),
+            score=score,
         )
-        for row in page
+        for cursor, uid, score in page
     ]
 
 
