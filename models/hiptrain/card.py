@@ -65,7 +65,8 @@ front and behind. Thresholds and specifications are in `bundle.json`.
 - Anatomy: {len(training["training_series"])} series
   ({", ".join(training["training_series"])}) of coronal T1 TSE at 1.5 T, Siemens Avanto,
   normal hips of women with endometrial carcinoma. Held out of training:
-  {", ".join(training["held_out_series"])} (they chose the best epoch).
+  {", ".join(training["held_out_series"])} (they chose the best
+  epoch and were seen while tuning: the figures are somewhat optimistic).
 - Contrast: the T1 signal mapped to a STIR-like one with random tissue signals, coil shading,
   blur and Rician noise; anatomies bent, scaled and mirrored. The localiser also saw the T1
   contrast itself, reversed contrast, small fields of view and brains.
