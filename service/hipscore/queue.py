@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 
 ANALYSE = "hipscore.analyse"
 DELIVER = "hipscore.deliver"
-REAP = "hipscore.reap"
 
 ANALYSIS_QUEUE = "analysis"
 DELIVERY_QUEUE = "delivery"
@@ -49,8 +48,8 @@ def publisher(broker_url: str) -> Celery:
     return app
 
 
-def consumer(broker_url: str, *, lease_seconds: float, reap_seconds: float) -> Celery:
-    """Build the application that workers and beat run: late acknowledgement, prefetch 1.
+def consumer(broker_url: str, *, lease_seconds: float) -> Celery:
+    """Build the application that workers run: late acknowledgement, prefetch 1.
 
     Parameters
     ----------
@@ -60,8 +59,6 @@ def consumer(broker_url: str, *, lease_seconds: float, reap_seconds: float) -> C
         Longest time one task may hold its row. An unacknowledged message goes to another
         worker only after twice this long (Redis visibility timeout), so that the lease,
         not the broker, decides who works.
-    reap_seconds
-        Period of the ``hipscore.reap`` message in the beat schedule.
     """
     app = _application(broker_url)
     app.conf.update(
@@ -79,14 +76,6 @@ def consumer(broker_url: str, *, lease_seconds: float, reap_seconds: float) -> C
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        beat_schedule={
-            "reap": {
-                "task": REAP,
-                "schedule": reap_seconds,
-                # A reap that waited this long has been overtaken by newer ones.
-                "options": {"expires": max(2 * reap_seconds, 10.0)},
-            }
-        },
     )
     return app
 
@@ -123,7 +112,6 @@ def _application(broker_url: str) -> Celery:
         task_routes={
             ANALYSE: {"queue": ANALYSIS_QUEUE},
             DELIVER: {"queue": DELIVERY_QUEUE},
-            REAP: {"queue": DELIVERY_QUEUE},
         },
     )
     return app

@@ -7,24 +7,38 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery.exceptions import SecurityWarning
+from pydantic import SecretStr
 from pydicom import dcmread
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+)
+from pynetdicom import AE, evt
 
 from hipscore import phantom, pipeline, worker
+from hipscore.cli import supervise
 from hipscore.domain import ArtifactKind, FloatArray, Transient
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
 from hipscore.settings import Peer, Settings
 from hipscore.spool import Spool
+from hipscore.store import closing, jobs
 from hipscore.store.tables import ArtifactRow, Delivery, Event, Job, Series
+from hipscore.worker import process as worker_process
+from hipscore.worker import reaping
 from tests import servers
 from tests.analytic import CARD, Oracle
 from tests.integration import shell_steps as steps
@@ -85,8 +99,8 @@ def test_a_job_becomes_a_score_with_seg_sr_and_overlay(settings: Settings, tmp_p
     assert done.result["model"] == {"id": CARD.id, "version": CARD.version, "sha256": CARD.sha256}
 
     made = artifacts(settings)
-    assert set(made) == {ArtifactKind.SEG, ArtifactKind.SR, ArtifactKind.OVERLAY}
-    for kind in (ArtifactKind.SEG, ArtifactKind.SR):
+    assert set(made) == set(ArtifactKind)
+    for kind in (ArtifactKind.SEG, ArtifactKind.SR, ArtifactKind.SR_FALLBACK):
         document = dcmread(BytesIO(made[kind]))
         assert document.StudyInstanceUID == images[0].StudyInstanceUID
         assert str(document.PatientName) == NAME
@@ -257,22 +271,64 @@ def test_a_late_image_makes_a_report_that_names_its_predecessor(
     assert result["supersedes"] == reports[0].SOPInstanceUID
 
 
-def test_a_job_for_another_bundle_is_replaced_by_one_for_this_bundle(
+def test_a_job_follows_the_bundle_forth_and_back_until_it_has_a_result(
     settings: Settings, tmp_path: Path
 ) -> None:
     truth, images = study()
     job = steps.received(settings, images, tmp_path / "scanner")
-    newer = steps.knowing((truth, images), card=replace(CARD, version="2", sha256="f" * 64))
-    with steps.bench(settings, newer) as at:
+    newer = replace(CARD, version="2", sha256="f" * 64)
+    heads = steps.knowing((truth, images)).heads
+    busy = Failing(heads=heads, card=newer, error=Transient("the accelerator is busy"))
+    with steps.bench(settings, busy) as at:
         worker.analyse(job.id, at)
-        old, new = steps.rows(settings, Job)
-        assert old.state is JobState.FAILED
-        assert "analytic 1" in old.error
-        assert "analytic 2" in old.error
-        worker.analyse(new.id, at)
-    done = steps.rows(settings, Job)[-1]
+        (waiting,) = steps.rows(settings, Job)
+        assert (waiting.state, waiting.bundle_version) == (JobState.QUEUED, "2")
+        assert waiting.key != job.key
+        with at.sessions.begin() as session:  # time passes
+            session.get_one(Job, job.id).next_attempt_at = None
+    with steps.bench(settings, steps.knowing((truth, images))) as at:  # the update is taken back
+        worker.analyse(job.id, at)
+    (done,) = steps.rows(settings, Job)
     assert done.state is JobState.ANALYSED
-    assert done.result["model"]["version"] == "2"
+    assert done.result["model"]["version"] == CARD.version
+    assert done.key == job.key
+    moved = [event.detail for event in steps.rows(settings, Event) if event.what == "rebind"]
+    assert moved == [
+        {"from": "analytic 1", "to": "analytic 2"},
+        {"from": "analytic 2", "to": "analytic 1"},
+    ]
+
+
+@dataclass(frozen=True)
+class Lengthy(Oracle):
+    """An Oracle that takes longer than the lease in two stages; the reaper looks meanwhile."""
+
+    looks: list[Callable[[], None]] = field(default_factory=list)
+
+    def localise(self, planes: FloatArray) -> FloatArray:
+        time.sleep(1.2)
+        return super().localise(planes)
+
+    def segment(self, crops: FloatArray) -> FloatArray:
+        if self.looks:
+            time.sleep(1.2)
+            self.looks.pop()()
+        return super().segment(crops)
+
+
+@steps.sqlite_only
+def test_a_long_analysis_keeps_its_lease_from_stage_to_stage(
+    settings: Settings, tmp_path: Path
+) -> None:
+    truth, images = study()
+    job = steps.received(settings, images, tmp_path / "scanner")
+    known = steps.knowing((truth, images))
+    slow = Lengthy(heads=known.heads, structures=known.structures)
+    with steps.bench(settings.model_copy(update={"lease_seconds": 2.0}), slow) as at:
+        slow.looks.append(lambda: worker.reap(at))
+        worker.analyse(job.id, at)
+    (done,) = steps.rows(settings, Job)
+    assert (done.state, done.attempts) == (JobState.ANALYSED, 1)
 
 
 # --- deliveries --------------------------------------------------------------------------
@@ -337,7 +393,11 @@ def test_a_destination_that_is_down_is_served_when_it_is_back(
         with analysed(sent_to(settings, peer), tmp_path) as at:
             waiting = deliver_all(at, settings)
             assert [row.state for row in waiting] == [DeliveryState.PENDING] * 2
-            assert all(row.next_attempt_at is not None for row in waiting)
+            assert len({row.next_attempt_at for row in waiting} - {None}) == 1
+            # one timeout for all that waits for this peer
+            assert [row.attempts for row in waiting] == [1, 0]
+            postponed = [e for e in steps.rows(settings, Event) if e.what == "postpone"]
+            assert [event.detail["also_waiting"] for event in postponed] == [1]
             assert all("cannot be reached" in (row.error or "") for row in waiting)
             running.process.start()
             for row in waiting:
@@ -357,12 +417,60 @@ def wake(at: worker.Bench, delivery_id: int) -> None:
 def test_a_delivery_is_exhausted_after_its_last_attempt(settings: Settings, tmp_path: Path) -> None:
     nobody = f"NOBODY@127.0.0.1:{servers.free_port()}"
     with analysed(sent_to(settings, nobody, max_attempts=2), tmp_path) as at:
-        deliver_all(at, settings)
-        for row in steps.rows(settings, Delivery):
-            wake(at, row.id)
-        done = deliver_all(at, settings)
+        for _ in range(4):  # each finds out for both
+            for row in steps.rows(settings, Delivery):
+                wake(at, row.id)
+            done = deliver_all(at, settings)
     assert [row.state for row in done] == [DeliveryState.EXHAUSTED] * 2
     assert [row.attempts for row in done] == [2, 2]
+
+
+@refused_sockets
+@steps.sqlite_only
+def test_a_destination_that_is_down_holds_up_no_other(
+    settings: Settings, storescp: servers.StoreScp, tmp_path: Path
+) -> None:
+    nobody = f"NOBODY@127.0.0.1:{servers.free_port()}"
+    with analysed(sent_to(settings, nobody, storescp.peer), tmp_path) as at:
+        done = deliver_all(at, settings)
+    states = {(row.destination, row.state) for row in done}
+    assert states == {
+        (nobody, DeliveryState.PENDING),
+        (storescp.peer, DeliveryState.SENT),
+    }
+
+
+@steps.sqlite_only
+def test_a_peer_without_comprehensive_3d_sr_gets_the_comprehensive_sr(
+    settings: Settings, tmp_path: Path
+) -> None:
+    got: list[tuple[str, str]] = []
+
+    def keep(event: evt.Event) -> int:
+        got.append((event.dataset.SOPClassUID, event.dataset.SOPInstanceUID))
+        return 0x0000
+
+    entity = AE(ae_title="OLD")
+    for sop_class in (SegmentationStorage, ComprehensiveSRStorage):
+        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+    server = entity.start_server(
+        (servers.LOOPBACK, 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    )
+    assert server is not None
+    try:
+        peer = f"OLD@{servers.LOOPBACK}:{server.server_address[1]}"
+        with analysed(sent_to(settings, peer), tmp_path) as at:
+            done = deliver_all(at, settings)
+    finally:
+        server.shutdown()
+    assert [row.state for row in done] == [DeliveryState.SENT] * 2
+    by_kind = {row.kind: row for row in steps.rows(settings, ArtifactRow)}
+    fallback = by_kind[ArtifactKind.SR_FALLBACK]
+    assert got[1] == (ComprehensiveSRStorage, fallback.sop_instance_uid)
+    sent = [
+        event.detail["artifact"] for event in steps.rows(settings, Event) if event.what == "sent"
+    ]
+    assert sent == ["seg", "sr_comprehensive"]
 
 
 @steps.sqlite_only
@@ -428,6 +536,94 @@ def test_a_job_that_kills_every_worker_is_given_up(settings: Settings, tmp_path:
     assert done.attempts == 3
 
 
+@steps.sqlite_only
+def test_a_series_that_cannot_be_closed_holds_up_nothing_else(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with steps.listening(settings) as port:
+        for seed in (1, 2):
+            images = steps.images(seed)
+            del images[7]  # a gap: no proof of completeness
+            assert steps.storescu(port, steps.save(images, tmp_path / str(seed))).returncode == 0
+    real = closing.settle
+
+    def settle(series_id: int, *given: Any, **named: Any) -> Job | None:
+        if series_id == 1:
+            raise ValueError(NAME)
+        return real(series_id, *given, **named)
+
+    def broken(**_: Any) -> list[int]:
+        raise KeyError(NAME)
+
+    monkeypatch.setattr(reaping, "settle", settle)
+    monkeypatch.setattr(jobs, "expire_leases", broken)
+    with steps.bench(settings.model_copy(update={"quiet_seconds": 0.001})) as at:
+        worker.reap(at)
+    states = [series.state for series in steps.rows(settings, Series)]
+    assert states == [SeriesState.RECEIVING, SeriesState.MATCHED]
+    assert len(steps.queued(settings, "analysis")) == 1
+
+
+@contextlib.contextmanager
+def beating(settings: Settings) -> Iterator[None]:
+    """A beat in a thread; it has to end within a second."""
+    stop = threading.Event()
+    beat = threading.Thread(target=lambda: worker.run_beat(settings, stop=stop, card=CARD))
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join(1.0)
+        assert not beat.is_alive()
+
+
+@steps.sqlite_only
+def test_beat_reaps_while_the_broker_is_down(settings: Settings, tmp_path: Path) -> None:
+    images = steps.images()
+    del images[7]
+    with steps.listening(settings) as port:
+        assert steps.storescu(port, steps.save(images, tmp_path / "scanner")).returncode == 0
+    alone = settings.model_copy(
+        update={
+            "broker_url": SecretStr(f"redis+socket://{tmp_path}/no.sock"),
+            "quiet_seconds": 0.1,
+            "reap_seconds": 0.1,
+        }
+    )
+    with beating(alone), beating(alone):  # two do no harm
+        servers.wait_until(
+            lambda: steps.rows(settings, Series)[0].state is SeriesState.MATCHED,
+            what="the quiet series is closed",
+        )
+    assert steps.count(settings, Job) == 1
+
+
+@steps.sqlite_only
+def test_beat_stops_while_a_reap_hangs(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(_: worker.Bench) -> None:
+        hanging.set()
+        release.wait(30)
+
+    monkeypatch.setattr(worker_process, "reap", hang)
+    with beating(settings):
+        assert hanging.wait(30)
+    release.set()
+
+
+@steps.sqlite_only
+def test_hipscore_beat_obeys_sigterm(settings: Settings) -> None:
+    environment = {**os.environ, **supervise.environment(settings)}
+    command = supervise.service("beat")
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as beat:
+        assert beat.stderr is not None
+        assert any("reaping every" in line for line in beat.stderr)
+        beat.send_signal(signal.SIGTERM)
+        assert beat.wait(2) == 0
+
+
 # --- real processes ----------------------------------------------------------------------
 
 
@@ -437,18 +633,28 @@ def _quietly(run: Callable[[], object]) -> None:
     run()
 
 
+def _no_networks() -> Oracle:
+    raise AssertionError("a worker that only delivers loads no networks")
+
+
 @contextlib.contextmanager
 def processes(settings: Settings, oracle: Oracle, workers: int = 1) -> Iterator[list[Any]]:
-    """Workers and beat as processes of their own."""
+    """Workers, one for each queue, and beat as processes of their own."""
     fork = multiprocessing.get_context("fork")
     running = [
         fork.Process(
             target=_quietly,
-            args=(lambda: worker.run_worker(settings, 1, segmenter=lambda: oracle),),
+            args=(
+                partial(
+                    worker.run_worker, settings, queues=("analysis",), segmenter=lambda: oracle
+                ),
+            ),
         )
         for _ in range(workers)
     ]
-    running.append(fork.Process(target=_quietly, args=(lambda: worker.run_beat(settings),)))
+    delivery = partial(worker.run_worker, settings, queues=("delivery",), segmenter=_no_networks)
+    beat = partial(worker.run_beat, settings, stop=threading.Event(), card=oracle.card)
+    running += [fork.Process(target=_quietly, args=(each,)) for each in (delivery, beat)]
     for process in running:
         process.start()
     try:
@@ -501,7 +707,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(settings: Settings, tmp_pat
     slow = Slow(heads=known.heads, structures=known.structures, until=tmp_path / "go")
     configured = settings.model_copy(update={"reap_seconds": 0.5, "lease_seconds": 2.0})
     steps.received(configured, images, tmp_path / "scanner")
-    with processes(configured, slow) as (first, _):
+    with processes(configured, slow) as (first, *_):
         servers.wait_until((tmp_path / "go.started").exists, what="the analysis runs")
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
         for pid in [*map(int, children), first.pid]:

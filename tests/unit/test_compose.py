@@ -16,12 +16,17 @@ import yaml
 
 from hipscore.cli import group
 from hipscore.settings import Settings
+from hipscore.worker.process import node
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: body for name, body in SERVICES.items() if body["image"].startswith("hipscore:")}
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+INSTANCES = {
+    "hipscore@.service": ("listen", "beat", "serve"),
+    "hipscore-work@.service": ("analysis", "delivery"),
+}
 ONE_SHOT = {"migrate"}
 #: ${NAME}, ${NAME:-default}, ${NAME:?message}
 VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}")
@@ -78,6 +83,7 @@ def test_there_is_one_service_for_each_process_of_hipscore() -> None:
         "migrate": "upgrade",
         "listener": "listen",
         "worker": "work",
+        "delivery": "work",
         "beat": "beat",
         "api": "serve",
     }
@@ -88,9 +94,8 @@ def test_the_settings_of_a_service_exist_and_are_accepted(
     service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = {name: _fill(value) for name, value in OURS[service]["environment"].items()}
-    assert {name.removeprefix("HIPSCORE_").lower() for name in environment} <= set(
-        Settings.model_fields
-    )
+    ours = {name for name in environment if name != "TZ"}
+    assert {name.removeprefix("HIPSCORE_").lower() for name in ours} <= set(Settings.model_fields)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
@@ -150,10 +155,21 @@ def test_database_and_broker_are_reachable_by_our_services_only() -> None:
     }
 
 
-def test_only_the_listener_and_the_worker_speak_dicom_to_the_pacs() -> None:
+def test_each_queue_has_a_worker_of_its_own_that_is_asked_by_its_own_name() -> None:
+    for name, queue in (("worker", "analysis"), ("delivery", "delivery")):
+        assert OURS[name]["command"] == ["work", "--queue", queue]
+        assert f'--destination="{node([queue])}@$$HOSTNAME"' in OURS[name]["healthcheck"]["test"][1]
+
+
+def test_the_time_zone_of_the_reports_is_that_of_the_operator() -> None:
+    for name in OURS:
+        assert OURS[name]["environment"]["TZ"] == "${TZ:-UTC}", name
+
+
+def test_only_the_listener_and_the_delivery_worker_speak_dicom_to_the_pacs() -> None:
     assert {name for name, body in SERVICES.items() if "dicom" in body["networks"]} == {
         "listener",
-        "worker",
+        "delivery",
         "pacs",
     }
 
@@ -241,6 +257,10 @@ def test_orthanc_and_hipscore_know_each_other() -> None:
     assert EXAMPLE["HIPSCORE_DESTINATIONS"] == f"{orthanc['DicomAet']}@pacs:{orthanc['DicomPort']}"
 
 
+def test_there_is_a_unit_for_each_process() -> None:
+    assert {unit.name for unit in UNITS} == {"hipscore-migrate.service", *INSTANCES}
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
 def test_a_systemd_unit_starts_a_command_that_exists(unit: Path) -> None:
     parser = configparser.RawConfigParser(strict=False)
@@ -248,6 +268,6 @@ def test_a_systemd_unit_starts_a_command_that_exists(unit: Path) -> None:
     parser.read_string(unit.read_text())
     executable, *arguments = shlex.split(parser["Service"]["ExecStart"])
     assert executable == "/opt/hipscore/bin/hipscore"
-    for process in ("listen", "work", "beat", "serve") if "@" in unit.name else ("",):
+    for process in INSTANCES.get(unit.name, ("",)):
         _parse([argument.replace("%i", process) for argument in arguments])
     assert parser["Service"]["User"] == "hipscore"

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
+from collections.abc import Sequence
 
 import click
 
-from hipscore.cli.common import load_settings, start
+from hipscore.cli.common import load_settings, ready_database, start
 from hipscore.settings import Settings
 
 
 def _ready_schema(settings: Settings) -> None:
     """End with one line unless the database has the schema of this version."""
-    from hipscore.domain import Transient
-    from hipscore.store import engine as database
-
-    try:
-        engine = database.connect(settings.database)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    try:
-        current = database.at_head(engine)
-    except Exception as error:
-        reason = Transient(type(error).__name__)
-        msg = f"the database cannot be reached ({reason}); check HIPSCORE_DATABASE_URL"
-        raise click.ClickException(msg) from error
-    finally:
-        engine.dispose()
-    if not current:
-        msg = "the database schema is not up to date; run: hipscore db upgrade"
-        raise click.ClickException(msg)
+    with ready_database(settings):
+        pass
 
 
 @click.command()
@@ -56,7 +40,17 @@ def listen(dicom_host: str | None, dicom_port: int | None) -> None:
 
 @click.command()
 @click.option("--concurrency", type=click.IntRange(1), default=1, help="Worker processes.")
-def work(concurrency: int) -> None:
+@click.option(
+    "--queue",
+    "queues",
+    type=click.Choice(["analysis", "delivery"]),
+    multiple=True,
+    default=("analysis", "delivery"),
+    show_default=True,
+    help="What to serve; repeat for several. Run one worker for each, so that no dead PACS "
+    "holds up an analysis.",
+)
+def work(concurrency: int, queues: Sequence[str]) -> None:
     """Run a worker: analyses series and delivers results."""
     from hipscore.inference import BundleError
     from hipscore.worker import run_worker
@@ -64,8 +58,10 @@ def work(concurrency: int) -> None:
     settings = load_settings()
     start(settings)
     _ready_schema(settings)
+    # the processes of the worker would fail on it one after the other, for ever
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        code = run_worker(settings, concurrency)
+        code = run_worker(settings, concurrency, queues=tuple(dict.fromkeys(queues)))
     except BundleError as error:
         raise click.ClickException(str(error)) from error
     raise click.exceptions.Exit(code)
@@ -73,13 +69,23 @@ def work(concurrency: int) -> None:
 
 @click.command()
 def beat() -> None:
-    """Run the clock that wakes the reaper (one per installation)."""
+    """Run the reaper: closes quiet series, takes work back from the dead, announces it.
+
+    It works without the broker. One is enough; several do no harm.
+    """
+    from hipscore.inference import BundleError
     from hipscore.worker import run_beat
 
     settings = load_settings()
     start(settings)
-    Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
-    run_beat(settings)
+    _ready_schema(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run_beat(settings, stop=stop)
+    except BundleError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command()

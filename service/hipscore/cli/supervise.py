@@ -26,6 +26,8 @@ _LONGEST_PAUSE = 30.0
 _STEADY_SECONDS = 60.0
 #: seconds a child gets to finish before it is killed
 STOP_SECONDS = 20.0
+#: likewise a worker: one analysis, or one delivery, takes less on any machine of today
+WORKER_STOP_SECONDS = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class _Child:
 
     name: str
     command: Sequence[str]
+    patience: float
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restarts: int = 0
@@ -50,9 +53,9 @@ class Supervisor:
     say: Callable[[str], None] = field(default=lambda line: click.echo(line, err=True))
     _children: list[_Child] = field(default_factory=list)
 
-    def add(self, name: str, command: Sequence[str]) -> None:
-        """Start ``command`` as ``name``."""
-        child = _Child(name=name, command=command)
+    def add(self, name: str, command: Sequence[str], *, patience: float = STOP_SECONDS) -> None:
+        """Start ``command`` as ``name``; at the end it gets ``patience`` seconds to finish."""
+        child = _Child(name=name, command=command, patience=patience)
         self._children.append(child)
         self._start(child)
 
@@ -98,22 +101,16 @@ class Supervisor:
                 return child.name
         return None
 
-    def pids(self) -> dict[str, int]:
-        """Process ids by name, of the children that run."""
-        return {
-            child.name: child.process.pid for child in self._children if child.process is not None
-        }
-
     def stop(self) -> None:
-        """Ask every child to finish, last started first; kill it after :data:`STOP_SECONDS`."""
+        """Ask every child to finish, last started first; kill it when its patience is over."""
         for child in reversed(self._children):
             if child.process is None or child.process.poll() is not None:
                 continue
             child.process.terminate()
             try:
-                child.process.wait(STOP_SECONDS)
+                child.process.wait(child.patience)
             except subprocess.TimeoutExpired:
-                self.say(f"{child.name} did not finish in {STOP_SECONDS:g} s and is killed")
+                self.say(f"{child.name} did not finish in {child.patience:g} s and is killed")
                 child.process.kill()
                 child.process.wait()
         self._children.clear()
@@ -135,7 +132,6 @@ def environment(settings: Settings) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith("HIPSCORE_")
     }
     explicit = {
-        "HIPSCORE_DESTINATIONS": ",".join(map(str, settings.destinations)),
         "HIPSCORE_DATABASE_URL": settings.database,
         "HIPSCORE_BROKER_URL": settings.broker,
     }
@@ -143,7 +139,7 @@ def environment(settings: Settings) -> dict[str, str]:
         key = f"HIPSCORE_{name.upper()}"
         value = getattr(settings, name)
         if key not in explicit and value is not None:
-            explicit[key] = str(value)
+            explicit[key] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return {**inherited, **explicit, "PYTHONUNBUFFERED": "1"}
 
 

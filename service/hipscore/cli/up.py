@@ -20,16 +20,19 @@ from hipscore.domain import RESEARCH_USE
 from hipscore.settings import Settings
 
 READY_SECONDS = 60.0
+#: one worker for each queue: a PACS that is down holds up no analysis
+WORKERS = {"worker": ("--queue", "analysis"), "delivery": ("--queue", "delivery")}
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(1), default=1, help="Worker processes.")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Analyses at the same time.")
 def up(workers: int) -> None:
-    """Run all processes: listener, worker, beat, API.
+    """Run all processes: listener, workers, reaper, API.
 
     Without HIPSCORE_DATABASE_URL and HIPSCORE_BROKER_URL an SQLite database and a Redis
     live in the data directory. Processes that end are started again. Stop with Ctrl-C or
-    SIGTERM: open associations and the running analysis are finished first.
+    SIGTERM: open associations, the running analysis and the running delivery get up to a
+    minute to finish; what does not is done again at the next start.
     """
     settings = load_settings()
     start(settings)
@@ -62,12 +65,18 @@ def running(
             environment=supervise.environment(settings), log_dir=log_dir
         )
         try:
-            if settings.broker_url is None:
+            if settings.broker_embedded:
                 supervisor.add("redis", supervise.redis_command(settings))
             _upgrade(settings)
-            if settings.broker_url is None:
+            if settings.broker_embedded:
                 supervise.wait_for_redis(settings)
-            supervisor.add("worker", supervise.service("work", "--concurrency", str(workers)))
+            for name, arguments in WORKERS.items():
+                count = str(workers) if name == "worker" else "1"
+                supervisor.add(
+                    name,
+                    supervise.service("work", *arguments, "--concurrency", count),
+                    patience=supervise.WORKER_STOP_SECONDS,
+                )
             supervisor.add("beat", supervise.service("beat"))
             supervisor.add("api", supervise.service("serve"))
             supervisor.add("listener", supervise.service("listen"))
@@ -82,6 +91,8 @@ def _upgrade(settings: Settings) -> None:
 
     try:
         database.upgrade(settings.database)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     except Exception as error:
         msg = f"the database cannot be used: {type(error).__name__}; check HIPSCORE_DATABASE_URL"
         raise click.ClickException(msg) from error
@@ -146,7 +157,7 @@ def _summary(settings: Settings) -> str:
         (
             f"hipscore is up. {RESEARCH_USE}.",
             f"  DICOM   {settings.ae_title}@{settings.dicom_host}:{settings.dicom_port}",
-            f"  API     http://{settings.http_host}:{settings.http_port}/docs",
+            f"  API     http://{settings.http_host}:{settings.http_port}/",
             f"  data    {settings.data_dir}",
             f"  results {destinations or 'go nowhere: set HIPSCORE_DESTINATIONS=AET@HOST:PORT'}",
         )

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DELIVERY, DeliveryEvent, DeliveryState, IllegalMove
 from hipscore.store import ledger
 from hipscore.store.moves import LeaseLost, advance, clean, load
@@ -20,10 +21,14 @@ _RELEASED: dict[str, Any] = {"lease": None, "lease_until": None, "enqueued_at": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """A claimed delivery and the artifact whose stored bytes are to be sent."""
+    """A claimed delivery and the artifact whose stored bytes are to be sent.
+
+    ``fallback`` is sent in its place to a peer that does not take its SOP class.
+    """
 
     delivery: Delivery
     artifact: ArtifactRow
+    fallback: ArtifactRow | None = None
 
 
 def claim(
@@ -61,7 +66,9 @@ def claim(
     if not won:
         return None
     artifact = session.get_one(ArtifactRow, delivery.artifact_id)
-    return Parcel(delivery=delivery, artifact=artifact)
+    return Parcel(
+        delivery=delivery, artifact=artifact, fallback=_fallback(artifact, session=session)
+    )
 
 
 def sent(
@@ -69,11 +76,14 @@ def sent(
     *,
     lease: str,
     status: int,
+    form: ArtifactKind | None = None,
     transaction_uid: str | None = None,
     now: datetime,
     session: Session,
 ) -> None:
     """SENDING → SENT: the peer answered Success or a warning (``status``, PS3.4 B.2.3).
+
+    ``form`` is the artifact that went, for the ledger, where there was a choice.
 
     ``transaction_uid`` is that of the storage commitment request that follows, if one
     does (see :func:`committed`). Raises LeaseLost.
@@ -88,7 +98,7 @@ def sent(
             "transaction_uid": transaction_uid,
             "finished_at": now,
         },
-        detail={"status": f"0x{status:04X}"},
+        detail={"status": f"0x{status:04X}", **({"artifact": form.value} if form else {})},
         now=now,
         session=session,
     )
@@ -168,10 +178,15 @@ def postpone(
     error: str,
     status: int | None,
     next_attempt_at: datetime,
+    also_waiting: int = 0,
     now: datetime,
     session: Session,
 ) -> None:
-    """SENDING → PENDING until ``next_attempt_at``: the peer is down or busy. Raises LeaseLost."""
+    """SENDING → PENDING until ``next_attempt_at``: the peer is down or busy. Raises LeaseLost.
+
+    ``also_waiting`` is how many others wait with it
+    (:func:`hipscore.store.waiting.wait_for_peer`).
+    """
     _leave(
         delivery_id,
         DeliveryEvent.POSTPONE,
@@ -181,7 +196,11 @@ def postpone(
             "error": clean(error),
             "next_attempt_at": next_attempt_at,
         },
-        detail={**_answer(status, error), "next_attempt_at": next_attempt_at.isoformat()},
+        detail={
+            **_answer(status, error),
+            "next_attempt_at": next_attempt_at.isoformat(),
+            **({"also_waiting": also_waiting} if also_waiting else {}),
+        },
         now=now,
         session=session,
     )
@@ -324,6 +343,16 @@ def enqueued(delivery_ids: Sequence[int], *, now: datetime, session: Session) ->
         update(Delivery).where(Delivery.id.in_(delivery_ids)).values(enqueued_at=now),
         execution_options={"synchronize_session": False},
     )
+
+
+def _fallback(artifact: ArtifactRow, *, session: Session) -> ArtifactRow | None:
+    """The other form of the report, for a delivery of the report."""
+    if artifact.kind is not ArtifactKind.SR:
+        return None
+    query = select(ArtifactRow).where(
+        ArtifactRow.job_id == artifact.job_id, ArtifactRow.kind == ArtifactKind.SR_FALLBACK
+    )
+    return session.scalars(query).one_or_none()
 
 
 def _subject(delivery: Delivery, *, session: Session) -> ledger.Subject:

@@ -139,8 +139,9 @@ def finish(
 ) -> list[int]:
     """ANALYSING → ANALYSED or NOT_SCORABLE, with everything that belongs to it.
 
-    Stores the result (DESIGN section 8; its reason code goes to ``reason_code``), the
-    artifacts, and one PENDING delivery per DICOM artifact and destination.
+    Stores the result (``reporting/result.schema.json``; its reason code goes to
+    ``reason_code``), the artifacts, and one PENDING delivery per DICOM artifact and
+    destination. The fallback of the report travels with the report.
 
     Returns
     -------
@@ -179,7 +180,7 @@ def finish(
     return [
         _open_delivery(job, row, destination, now=now, session=session)
         for row in rows
-        if row.sop_class_uid is not None
+        if row.sop_class_uid is not None and row.kind is not ArtifactKind.SR_FALLBACK
         for destination in dict.fromkeys(destinations)
     ]
 

@@ -1,4 +1,4 @@
-"""The worker: analyse, deliver and reap, each idempotent, each asking the database first.
+"""Worker and reaper: analyse, deliver, reap, each idempotent, each asking the database first.
 
 A message is a hint that a row may be due. Whoever wins the row's lease does the work; what
 the work produced and the row's next state are committed together. No exception leaves a

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from io import BytesIO
 
@@ -12,14 +14,15 @@ from pydicom import dcmread
 from sqlalchemy.exc import SQLAlchemyError
 
 from hipscore import __version__, lifecycle, pipeline
-from hipscore.domain import Artifact, Transient
+from hipscore.domain import Artifact, ModelCard, Segmenter, Transient
 from hipscore.header import read_header
 from hipscore.lifecycle import JobState
 from hipscore.reporting import ReportContext, SopReference
 from hipscore.reporting.result import result_json
 from hipscore.spool import Spool
 from hipscore.store import engine as database
-from hipscore.store import intake, jobs
+from hipscore.store import jobs
+from hipscore.store.binding import rebind
 from hipscore.store.jobs import StoredArtifact
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import ArtifactRow, Job
@@ -27,7 +30,6 @@ from hipscore.telemetry import Stopwatch
 from hipscore.worker.bench import (
     Bench,
     announce_deliveries,
-    announce_jobs,
     describe,
     now_utc,
     term,
@@ -39,6 +41,10 @@ log = logging.getLogger(__name__)
 
 def analyse(job_id: int, at: Bench) -> None:
     """Do one job, if it is due and nobody else holds it."""
+    segmenter = at.segmenter
+    if segmenter is None:
+        log.error("job %d is left alone: this worker has no networks", job_id)
+        return
     lease = uuid.uuid4().hex
     watch = Stopwatch()
     try:
@@ -51,10 +57,8 @@ def analyse(job_id: int, at: Bench) -> None:
         return
     started = time.perf_counter()
     try:
-        if job.bundle_sha256 != at.segmenter.card.sha256:
-            _hand_over(job, lease, at)
-            return
-        ids, outcome = _perform(job, lease, watch, at)
+        job = _bound(job, lease, segmenter.card, at)
+        ids, outcome = _perform(job, lease, watch, segmenter, at)
     except LeaseLost as lost:
         log.warning("%s", lost)
     except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to this job alone
@@ -65,12 +69,15 @@ def analyse(job_id: int, at: Bench) -> None:
         announce_deliveries(ids, at)
 
 
-def _perform(job: Job, lease: str, watch: Stopwatch, at: Bench) -> tuple[list[int], str]:
+def _perform(
+    job: Job, lease: str, watch: Stopwatch, segmenter: Segmenter, at: Bench
+) -> tuple[list[int], str]:
     """Analyse, report, store, finish. Returns the ids of the deliveries and the outcome."""
+    stage = _renewing(job, lease, watch, at)
     with watch.stage("read"), database.transaction(at.sessions) as session:
         sources = jobs.instances(job.id, session=session)
         earlier = jobs.predecessor(job.id, session=session)
-    with watch.stage("read"):
+    with stage("read"):
         images = [dcmread(BytesIO(at.spool.read(each.spool_key, each.sha256))) for each in sources]
         predecessor = None if earlier is None else _reference(earlier, at.spool)
     context = ReportContext(
@@ -81,18 +88,18 @@ def _perform(job: Job, lease: str, watch: Stopwatch, at: Bench) -> tuple[list[in
         device_name=at.settings.ae_title,
     )
     options = pipeline.Options(min_head_area_mm2=at.settings.min_head_area_mm2)
-    analysis = pipeline.analyse(images, at.segmenter, options=options, stage=watch.stage)
-    artifacts = pipeline.report(analysis, at.segmenter.card, context=context, stage=watch.stage)
+    analysis = pipeline.analyse(images, segmenter, options=options, stage=stage)
+    artifacts = pipeline.report(analysis, segmenter.card, context=context, stage=stage)
     result = result_json(
         study_uid=str(images[0].StudyInstanceUID),
         series_uid=str(images[0].SeriesInstanceUID),
         status="scored" if analysis.findings.scored else "not_scorable",
         findings=analysis.findings,
-        card=at.segmenter.card,
+        card=segmenter.card,
         created_at=context.created_at,
         supersedes=None if predecessor is None else predecessor.sop_instance_uid,
     )
-    with watch.stage("store"):
+    with stage("store"):
         stored = [_spooled(artifact, at.spool) for artifact in artifacts]
     with database.transaction(at.sessions) as session:
         ids = jobs.finish(
@@ -108,6 +115,29 @@ def _perform(job: Job, lease: str, watch: Stopwatch, at: Bench) -> tuple[list[in
         )
     reason = analysis.findings.reason
     return ids, "scored" if reason is None else f"not scorable ({reason.code})"
+
+
+def _renewing(job: Job, lease: str, watch: Stopwatch, at: Bench) -> pipeline.Stage:
+    """Stage hook that times, and renews the lease once more than half of it is used."""
+    half = at.settings.lease_seconds / 2
+    renewed = time.monotonic()
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        nonlocal renewed
+        if time.monotonic() - renewed > half:
+            until = term(at)["lease_until"]
+            try:
+                with database.transaction(at.sessions) as session:
+                    jobs.renew(job.id, lease=lease, lease_until=until, session=session)
+                renewed = time.monotonic()
+            except (Transient, SQLAlchemyError) as error:
+                # The next stage tries again; finish() decides whether the result counts.
+                log.warning("lease of job %d not renewed: %s", job.id, describe(error))
+        with watch.stage(name):
+            yield
+
+    return stage
 
 
 def _reference(document: ArtifactRow, spool: Spool) -> SopReference:
@@ -134,25 +164,29 @@ def _spooled(artifact: Artifact, spool: Spool) -> StoredArtifact:
     )
 
 
-def _hand_over(job: Job, lease: str, at: Bench) -> None:
-    """The job was opened for another bundle than ours: close it, open one for ours."""
-    card = at.segmenter.card
-    error = (
-        f"opened for bundle {job.bundle_id} {job.bundle_version}, "
-        f"this worker runs {card.id} {card.version}"
-    )
+def _bound(job: Job, lease: str, card: ModelCard, at: Bench) -> Job:
+    """The job, bound to our bundle if it was opened for another one."""
+    if job.bundle_sha256 == card.sha256 and job.bundle_id == card.id:
+        return job
     with database.transaction(at.sessions) as session:
-        jobs.fail(job.id, lease=lease, error=error, now=now_utc(), session=session)
-        successor = intake.open_job(
-            job.series_id,
+        bound = rebind(
+            job.id,
+            lease=lease,
             bundle_id=card.id,
             bundle_version=card.version,
             bundle_sha256=card.sha256,
             now=now_utc(),
             session=session,
         )
-    log.warning("job %d was %s; job %d replaces it", job.id, error, successor.id)
-    announce_jobs([successor.id], at)
+    log.warning(
+        "job %d was opened for bundle %s %s and is analysed with %s %s",
+        job.id,
+        job.bundle_id,
+        job.bundle_version,
+        card.id,
+        card.version,
+    )
+    return bound
 
 
 def _give_up(job: Job, lease: str, error: Exception, at: Bench) -> None:

@@ -1,4 +1,4 @@
-"""What one worker process works with, and the words all its tasks share."""
+"""What one process works with, and the words all tasks share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import queue
-from hipscore.domain import Segmenter, Transient
+from hipscore.domain import ModelCard, Segmenter, Transient
 from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import deliveries, jobs
@@ -25,23 +25,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What one worker process works with."""
+    """What one process works with.
+
+    Analysing needs the networks (``segmenter``), reaping the ``card`` that new jobs are
+    opened for, delivering neither.
+    """
 
     settings: Settings
     sessions: sessionmaker[Session]
     spool: Spool
-    segmenter: Segmenter
     broker: Celery
+    segmenter: Segmenter | None = None
+    card: ModelCard | None = None
 
 
-def bench(settings: Settings, segmenter: Segmenter) -> Bench:
-    """Connect to the database, the spool and the broker (each on first use)."""
+def bench(
+    settings: Settings, segmenter: Segmenter | None = None, *, card: ModelCard | None = None
+) -> Bench:
+    """Connect to the database, the spool and the broker (each on first use).
+
+    Raises
+    ------
+    Transient
+        If the spool cannot be made or written.
+    """
     return Bench(
         settings=settings,
         sessions=database.sessions(database.connect(settings.database)),
         spool=Spool(settings.data_dir / "spool"),
-        segmenter=segmenter,
         broker=queue.publisher(settings.broker),
+        segmenter=segmenter,
+        card=card if card is not None or segmenter is None else segmenter.card,
     )
 
 

@@ -12,12 +12,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from hipscore import lifecycle, pacs
-from hipscore.domain import Outcome, Transient
+from hipscore.domain import ArtifactKind, Outcome, Transient
 from hipscore.settings import Peer
 from hipscore.store import deliveries
 from hipscore.store import engine as database
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import Delivery
+from hipscore.store.waiting import wait_for_peer
 from hipscore.worker.bench import Bench, describe, now_utc, term, trace
 
 log = logging.getLogger(__name__)
@@ -34,21 +35,23 @@ def deliver(delivery_id: int, at: Bench) -> None:
         return
     if parcel is None:
         return
-    delivery, artifact = parcel.delivery, parcel.artifact
+    delivery, went = parcel.delivery, parcel.artifact.kind
+    forms = [parcel.artifact, *([parcel.fallback] if parcel.fallback is not None else [])]
     started = time.perf_counter()
     try:
-        outcome = pacs.send(
+        outcome, form = pacs.send_one_of(
             Peer.parse(delivery.destination),
-            [at.spool.read(artifact.spool_key, artifact.sha256)],
+            [at.spool.read(each.spool_key, each.sha256) for each in forms],
             calling_aet=at.settings.ae_title,
         )
+        went = forms[form].kind
     except Exception as error:  # noqa: BLE001 - the bytes are kept; another attempt costs nothing
         stack = trace(error)  # not logging.exception: that would show the error's text as well
         log.error("delivery %d failed: %s\n%s", delivery_id, describe(error), stack)  # noqa: TRY400
         outcome = Outcome(delivered=False, retry=True, status=None, text=describe(error))
     try:
         with database.transaction(at.sessions) as session:
-            verdict = _record(delivery, lease, outcome, at, session)
+            verdict = _record(delivery, lease, outcome, went, at, session)
     except (LeaseLost, Transient, SQLAlchemyError) as error:
         log.warning("delivery %d: outcome not recorded: %s", delivery_id, describe(error))
         return
@@ -56,7 +59,7 @@ def deliver(delivery_id: int, at: Bench) -> None:
         logging.INFO if outcome.delivered else logging.WARNING,
         "delivery %d %s to %s %s: send=%.3fs %s",
         delivery_id,
-        artifact.kind.value,
+        went.value,
         delivery.destination,
         verdict,
         time.perf_counter() - started,
@@ -64,11 +67,23 @@ def deliver(delivery_id: int, at: Bench) -> None:
     )
 
 
-def _record(delivery: Delivery, lease: str, outcome: Outcome, at: Bench, session: Session) -> str:
+def _record(  # noqa: PLR0917 - one caller, right here
+    delivery: Delivery,
+    lease: str,
+    outcome: Outcome,
+    went: ArtifactKind,
+    at: Bench,
+    session: Session,
+) -> str:
     now = now_utc()
     if outcome.delivered:
         deliveries.sent(
-            delivery.id, lease=lease, status=outcome.status or 0, now=now, session=session
+            delivery.id,
+            lease=lease,
+            status=outcome.status or 0,
+            form=went,
+            now=now,
+            session=session,
         )
         return "sent"
     answer: dict[str, Any] = {
@@ -81,9 +96,15 @@ def _record(delivery: Delivery, lease: str, outcome: Outcome, at: Bench, session
     if not outcome.retry:
         deliveries.refuse(delivery.id, **answer)
         return "refused"
+    later = now + timedelta(seconds=lifecycle.backoff(delivery.attempts))
+    others = 0
+    if outcome.unreachable:
+        # Each of them would find out the same after the same timeout.
+        others = wait_for_peer(
+            delivery.id, error=outcome.text, next_attempt_at=later, now=now, session=session
+        )
     if delivery.attempts >= at.settings.max_attempts:
         deliveries.exhaust(delivery.id, **answer)
         return "exhausted"
-    later = now + timedelta(seconds=lifecycle.backoff(delivery.attempts))
-    deliveries.postpone(delivery.id, next_attempt_at=later, **answer)
-    return f"postponed to {later:%Y-%m-%d %H:%M:%S} UTC"
+    deliveries.postpone(delivery.id, next_attempt_at=later, also_waiting=others, **answer)
+    return f"postponed to {later:%Y-%m-%d %H:%M:%S} UTC with {others} others"

@@ -1,23 +1,25 @@
-"""The processes ``hipscore work`` and ``hipscore beat``: Celery around the three tasks."""
+"""The processes ``hipscore work``, Celery around two tasks, and ``hipscore beat``, a loop."""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
+import threading
 from collections.abc import Callable, Sequence
 
 from celery import Celery, signals
-from celery.beat import ScheduleEntry, Scheduler, SchedulingError
-from kombu import Producer
-from kombu.exceptions import OperationalError
 
 from hipscore import inference, queue
-from hipscore.domain import Segmenter
+from hipscore.domain import ModelCard, Segmenter
 from hipscore.settings import Settings
 from hipscore.worker.analysis import analyse
 from hipscore.worker.bench import Bench, bench
 from hipscore.worker.delivery import deliver
 from hipscore.worker.reaping import reap
+
+#: seconds that a reap gets to finish when the process is told to stop
+GRACE_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ def run_worker(
     settings
         Database, broker, spool, bundle and destinations.
     concurrency
-        Child processes; each loads the networks once and does one task at a time.
+        Child processes; each does one task at a time.
     queues
-        Which queues to serve.
+        Which queues to serve. Each child loads the networks once, if analysis is among them.
     segmenter
         Called in every child to make its networks; default: the bundle of the settings on
         its share of the cores.
@@ -53,7 +55,9 @@ def run_worker(
     hipscore.inference.BundleError
         If the default is used and the bundle is missing or damaged.
     """
-    if segmenter is None:
+    if queue.ANALYSIS_QUEUE not in queues:
+        segmenter = None
+    elif segmenter is None:
         directory = inference.open_bundle(settings.bundle_dir).directory
         threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // concurrency)
 
@@ -64,6 +68,7 @@ def run_worker(
     _register(app, _Once(settings, segmenter))
     worker = app.Worker(
         pool="prefork",
+        hostname=f"{node(queues)}@{socket.gethostname()}",
         concurrency=concurrency,
         queues=list(queues),
         without_gossip=True,
@@ -75,32 +80,61 @@ def run_worker(
     return int(worker.exitcode or 0)
 
 
-def run_beat(settings: Settings) -> None:
-    """Ask for a reap every ``reap_seconds`` until told to stop. Keeps no file of its own."""
-    _consumer(settings).Beat(scheduler=f"{__name__}:_Scheduler", quiet=True).run()
+def node(queues: Sequence[str]) -> str:
+    """First part of the worker's name: the queue it serves, "celery" where it serves all."""
+    return queues[0] if len(queues) == 1 else "celery"
 
 
-class _Scheduler(Scheduler):
-    """Celery's scheduler without its file, a line per message, and a stack per failure."""
+def run_beat(settings: Settings, *, stop: threading.Event, card: ModelCard | None = None) -> None:
+    """Reap every ``reap_seconds`` until ``stop`` is set; then return within a second.
 
-    def apply_entry(self, entry: ScheduleEntry, producer: Producer | None = None) -> None:
-        try:
-            self.apply_async(entry, producer=producer, advance=False)
-        except (SchedulingError, OperationalError, OSError) as error:
-            log.warning("broker is down, %s is asked for again soon: %s", entry.task, error)
+    The reaper asks the database and nothing else, so that it works while the broker is
+    down, and never behind a queue. Several at once do no harm.
+
+    Parameters
+    ----------
+    settings
+        Database, spool, and the broker to announce to.
+    stop
+        Set it to end.
+    card
+        The model bundle that new jobs are opened for; default: the one in the settings.
+
+    Raises
+    ------
+    hipscore.inference.BundleError
+        If ``card`` is not given and the bundle is not usable.
+    Transient
+        If the spool cannot be made or written.
+    """
+    at = bench(settings, card=card or inference.open_bundle(settings.bundle_dir).card)
+
+    def loop() -> None:
+        while not stop.is_set():
+            reap(at)
+            stop.wait(settings.reap_seconds)
+
+    # A database or broker that hangs holds this thread, not the process: what it has not
+    # committed is rolled back, and the next reaper does it again.
+    reaping = threading.Thread(target=loop, name="reaper", daemon=True)
+    reaping.start()
+    log.info("reaping every %g s", settings.reap_seconds)
+    stop.wait()
+    reaping.join(GRACE_SECONDS)
 
 
 class _Once:
     """The bench of a worker process, made at its start, or at the next task if that failed."""
 
-    def __init__(self, settings: Settings, segmenter: Callable[[], Segmenter]) -> None:
+    def __init__(self, settings: Settings, segmenter: Callable[[], Segmenter] | None) -> None:
         self._settings = settings
         self._segmenter = segmenter
         self._bench: Bench | None = None
 
     def __call__(self) -> Bench:
         if self._bench is None:
-            self._bench = bench(self._settings, self._segmenter())
+            networks = None if self._segmenter is None else self._segmenter()
+            self._bench = bench(self._settings, networks)
         return self._bench
 
 
@@ -109,11 +143,7 @@ def _consumer(settings: Settings) -> Celery:
     signals.setup_logging.connect(_leave_logging, weak=False)
     # A line per message says nothing that the lines per job and delivery do not say better.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    return queue.consumer(
-        settings.broker,
-        lease_seconds=settings.lease_seconds,
-        reap_seconds=settings.reap_seconds,
-    )
+    return queue.consumer(settings.broker, lease_seconds=settings.lease_seconds)
 
 
 def _leave_logging(**_: object) -> None:
@@ -133,7 +163,3 @@ def _register(app: Celery, make: Callable[[], Bench]) -> None:
     @app.task(name=queue.DELIVER)
     def _deliver(delivery_id: int) -> None:
         deliver(delivery_id, make())
-
-    @app.task(name=queue.REAP)
-    def _reap() -> None:
-        reap(make())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,12 +20,15 @@ from hipscore.worker.bench import (
     announce_jobs,
     describe,
     now_utc,
+    trace,
 )
 
 #: a job that killed its worker this often is FAILED instead of killing the next one
 FATAL_ATTEMPTS = 3
 #: rows one reap handles; what is left over is found by the next
 REAP_BATCH = 100
+#: after this many answers of "not now", the database is left alone until the next reap
+GIVE_UP_AFTER = 3
 #: a due row is announced again when its last message is this old
 ANNOUNCE_AGAIN = timedelta(seconds=60)
 
@@ -32,43 +36,72 @@ log = logging.getLogger(__name__)
 
 
 def reap(at: Bench) -> None:
-    """Close quiet series, take rows back from dead workers, announce what is due."""
-    try:
-        _expire(at)
-        _close_quiet(at)
-        _announce_due(at)
-        at.spool.clean()
-    except (Transient, SQLAlchemyError, OSError) as error:
-        log.warning("the reaper could not finish and tries again: %s", describe(error))
+    """Close quiet series, take rows back from dead workers, announce what is due.
+
+    Any number of reapers may run at once, at any time. One step that fails keeps none of
+    the others from being done.
+    """
+    for step in (_expire_jobs, _expire_deliveries, _close_quiet, _announce_due, _clean):
+        try:
+            step(at)
+        except (Transient, SQLAlchemyError, OSError) as error:
+            log.warning("%s is tried again: %s", _name(step), describe(error))
+        except Exception as error:  # noqa: BLE001 - the other steps must not wait for its repair
+            log.error("%s failed: %s\n%s", _name(step), describe(error), trace(error))  # noqa: TRY400
 
 
-def _expire(at: Bench) -> None:
-    now = now_utc()
+def _expire_jobs(at: Bench) -> None:
     with database.transaction(at.sessions) as session:
-        back = jobs.expire_leases(now=now, max_attempts=FATAL_ATTEMPTS, session=session)
-        again = deliveries.expire_leases(
-            now=now, max_attempts=at.settings.max_attempts, session=session
-        )
+        back = jobs.expire_leases(now=now_utc(), max_attempts=FATAL_ATTEMPTS, session=session)
     for job_id in back:
         log.warning("job %d taken back from a silent worker", job_id)
-    for delivery_id in again:
+
+
+def _expire_deliveries(at: Bench) -> None:
+    allowed = at.settings.max_attempts
+    with database.transaction(at.sessions) as session:
+        back = deliveries.expire_leases(now=now_utc(), max_attempts=allowed, session=session)
+    for delivery_id in back:
         log.warning("delivery %d taken back from a silent worker", delivery_id)
 
 
 def _close_quiet(at: Bench) -> None:
+    """Close what is quiet, one transaction each: a series that fails holds up no other."""
+    if at.card is None:
+        msg = "the reaper needs the card of the bundle that jobs are opened for"
+        raise RuntimeError(msg)
     before = now_utc() - timedelta(seconds=at.settings.quiet_seconds)
     with database.transaction(at.sessions) as session:
         silent = intake.quiet(before=before, limit=REAP_BATCH, session=session)
+    refused = 0
     for series_id in silent:
-        with database.transaction(at.sessions) as session:
-            settle(
-                series_id,
-                CloseReason.QUIET_PERIOD,
-                card=at.segmenter.card,
-                quiet_before=before,
-                now=now_utc(),
-                session=session,
-            )
+        try:
+            with database.transaction(at.sessions) as session:
+                settle(
+                    series_id,
+                    CloseReason.QUIET_PERIOD,
+                    card=at.card,
+                    quiet_before=before,
+                    now=now_utc(),
+                    session=session,
+                )
+        except Transient as error:
+            # One row may be locked; a database that refuses them all is not asked for all.
+            log.warning("series %d stays open for now: %s", series_id, describe(error))
+            refused += 1
+            if refused == GIVE_UP_AFTER:
+                return
+        except Exception as error:  # noqa: BLE001 - the defect belongs to this series alone
+            text = f"{describe(error)}\n{trace(error)}"
+            log.error("series %d cannot be closed: %s", series_id, text)  # noqa: TRY400
+
+
+def _clean(at: Bench) -> None:
+    at.spool.clean()
+
+
+def _name(step: Callable[[Bench], None]) -> str:
+    return f"reaping ({step.__name__.strip('_').replace('_', ' ')})"
 
 
 def _announce_due(at: Bench) -> None:
