@@ -156,7 +156,7 @@ def _artifacts() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_artifacts")),
         sa.UniqueConstraint("job_id", "kind", name=op.f("uq_artifacts_job_id_kind")),
         _refers("artifacts", "job_id", "jobs"),
-        _one_of("artifacts", "kind", "seg", "sr", "overlay", "result"),
+        _one_of("artifacts", "kind", "seg", "sr", "sr_comprehensive", "overlay"),
         sqlite_autoincrement=True,
     )
 

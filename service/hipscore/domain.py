@@ -14,8 +14,8 @@ Superior (PS3.3 C.7.6.2.1.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Protocol, TypeAlias
 
@@ -336,8 +336,9 @@ class Segmenter(Protocol):
 class ArtifactKind(StrEnum):
     SEG = "seg"
     SR = "sr"
+    #: the report once more as Comprehensive SR, for peers that do not take SR
+    SR_FALLBACK = "sr_comprehensive"
     OVERLAY = "overlay"
-    RESULT = "result"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,16 +354,15 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a peer answered to one delivery. ``status`` is the DIMSE status, if any."""
+    """What a peer answered to one delivery. ``status`` is the DIMSE status, if any.
+
+    ``unreachable``: there was no association, whatever was to be sent over it. ``comment``
+    is the peer's own text and may name a patient: to be shown, never stored or logged.
+    """
 
     delivered: bool
     retry: bool
     status: int | None
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """Seconds spent per stage, in order of execution."""
-
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    unreachable: bool = False
+    comment: str = ""

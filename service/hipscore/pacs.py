@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,30 @@ from hipscore.settings import Peer
 # formatting every PDU for its own log, which costs more than the transfer.
 _config.STORE_SEND_CHUNKED_DATASET = True
 _config.LOG_HANDLER_LEVEL = "none"
+
+#: failures that say nothing about the object: processing failure, resource limitation
+_PASSING = frozenset({0x0110, 0x0213})
+#: PS3.7 annex C, and the warnings of PS3.4 table B.2-1
+_MEANINGS = {
+    0x0106: "invalid attribute value",
+    0x0110: "processing failure",
+    0x0111: "duplicate SOP instance",
+    0x0112: "no such SOP instance",
+    0x0117: "invalid object instance",
+    0x0118: "no such SOP class",
+    0x0122: "SOP class not supported",
+    0x0124: "not authorised",
+    0x0210: "duplicate invocation",
+    0x0211: "unrecognised operation",
+    0x0212: "mistyped argument",
+    0x0213: "resource limitation",
+    0xB000: "coercion of data elements",
+    0xB006: "elements discarded",
+    0xB007: "data set does not match SOP class",
+}
+#: PS3.4 table B.2-1, by the first two and by the first digit
+_STORE_RANGES = {0xA7: "out of resources", 0xA9: "data set does not match SOP class"}
+_STORE_CLASSES = {0xC: "cannot understand"}
 
 #: contexts one association can propose: odd numbers 1 to 255 (PS3.8 9.3.2.2)
 MAX_CONTEXTS = 128
@@ -77,8 +101,9 @@ def send(
     Outcome
         Delivered when the peer answered every object with success (0x0000) or a warning
         (0xBxxx, PS3.4 B.2.3). Otherwise the outcome of the first object that failed:
-        retry for no connection, rejected association, no answer, and out of resources
-        (0xA7xx); no retry for a context the peer does not accept and any other status.
+        retry for no connection, rejected association, no answer, out of resources
+        (0xA7xx), processing failure (0x0110) and resource limitation (0x0213); no retry
+        for a context the peer does not accept and any other status.
 
     Raises
     ------
@@ -88,18 +113,50 @@ def send(
     if not data:
         msg = "nothing to send"
         raise ValueError(msg)
-    with tempfile.TemporaryDirectory(prefix="hipscore-send-") as folder:
-        paths = []
-        for number, content in enumerate(data):
-            path = Path(folder) / f"{number}.dcm"
-            path.write_bytes(content)
-            paths.append(path)
+    with _written(data) as paths:
         sending = send_files(peer, paths, calling_aet=calling_aet, timeouts=timeouts)
         with contextlib.closing(sending):
             for _, outcome in sending:
                 if not outcome.delivered:
                     break
     return outcome
+
+
+def send_one_of(
+    peer: Peer,
+    forms: Sequence[bytes],
+    *,
+    calling_aet: str,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+) -> tuple[Outcome, int]:
+    """Send one object in the first of these forms whose presentation context is accepted.
+
+    Returns
+    -------
+    tuple of Outcome and int
+        As :func:`send`, and the index of the form that was sent; 0 where none was.
+
+    Raises
+    ------
+    ValueError
+        If ``forms`` is empty or holds something that is not a DICOM file.
+    """
+    if not forms:
+        msg = "nothing to send"
+        raise ValueError(msg)
+    with _written(forms) as paths:
+        headers = [_header(path) for path in paths]
+        association = _associate(peer, _contexts(headers), calling_aet, timeouts)
+        if isinstance(association, Outcome):
+            return association, 0
+        accepted = _accepted(association)
+        chosen = next((n for n, each in enumerate(headers) if _syntax(each, accepted)), 0)
+        outcome = _store(association, peer, headers[chosen], 1)
+        if outcome.status is None and outcome.retry:
+            association.abort()
+        elif association.is_established:
+            association.release()
+    return outcome, chosen
 
 
 def send_files(
@@ -154,7 +211,19 @@ def echo(peer: Peer, *, calling_aet: str, timeouts: Timeouts = DEFAULT_TIMEOUTS)
     finally:
         if association.is_established:
             association.release()
-    return _broken(peer) if status is None else _judge(peer, int(status), "")
+    return _broken(peer) if status is None else _judge(peer, int(status))
+
+
+@contextlib.contextmanager
+def _written(data: Sequence[bytes]) -> Iterator[list[Path]]:
+    """Files with these contents, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory(prefix="hipscore-send-") as folder:
+        paths = []
+        for number, content in enumerate(data):
+            path = Path(folder) / f"{number}.dcm"
+            path.write_bytes(content)
+            paths.append(path)
+        yield paths
 
 
 def _header(path: Path) -> _Header:
@@ -213,8 +282,7 @@ def _associate(
             evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay)],
         )
     except OSError as error:  # the name of the host cannot be resolved
-        text = f"{peer} cannot be reached: {error.strerror or error}"
-        return Outcome(delivered=False, retry=True, status=None, text=text)
+        return _unreachable(f"{peer} cannot be reached: {error.strerror or error}")
     if association.is_established:
         return association
     if association.rejected_contexts:
@@ -230,7 +298,11 @@ def _associate(
         text = f"{peer} cannot be reached or aborted the association"
     else:
         text = f"{peer} cannot be reached"
-    return Outcome(delivered=False, retry=True, status=None, text=text)
+    return _unreachable(text)
+
+
+def _unreachable(text: str) -> Outcome:
+    return Outcome(delivered=False, retry=True, status=None, text=text, unreachable=True)
 
 
 def _without_delay(event: Event) -> None:
@@ -240,23 +312,32 @@ def _without_delay(event: Event) -> None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _store(association: Association, peer: Peer, header: _Header, message_id: int) -> Outcome:
-    accepted = {
+def _accepted(association: Association) -> set[tuple[str, str]]:
+    """SOP class and transfer syntax of every accepted presentation context."""
+    return {
         (str(context.abstract_syntax), str(context.transfer_syntax[0]))
         for context in association.accepted_contexts
     }
+
+
+def _syntax(header: _Header, accepted: set[tuple[str, str]]) -> str | None:
+    """The transfer syntax in which the object can be sent, or None."""
+    if (header.sop_class, header.transfer_syntax) in accepted:
+        return header.transfer_syntax
+    default = str(ImplicitVRLittleEndian)
+    return default if header.convertible and (header.sop_class, default) in accepted else None
+
+
+def _store(association: Association, peer: Peer, header: _Header, message_id: int) -> Outcome:
+    syntax = _syntax(header, _accepted(association))
+    if syntax is None:
+        text = f"{peer} does not accept {header.class_name} in {header.syntax_name}"
+        return Outcome(delivered=False, retry=False, status=None, text=text)
+    as_stored = syntax == header.transfer_syntax
     try:
-        if (header.sop_class, header.transfer_syntax) in accepted:
-            answer = association.send_c_store(header.path, msg_id=message_id)
-        elif header.convertible and (header.sop_class, str(ImplicitVRLittleEndian)) in accepted:
-            answer = association.send_c_store(dcmread(header.path), msg_id=message_id)
-        else:
-            return Outcome(
-                delivered=False,
-                retry=False,
-                status=None,
-                text=f"{peer} does not accept {header.class_name} in {header.syntax_name}",
-            )
+        answer = association.send_c_store(
+            header.path if as_stored else dcmread(header.path), msg_id=message_id
+        )
     except RuntimeError:  # the association ended between two objects
         return _broken(peer)
     status = answer.get("Status")
@@ -274,17 +355,30 @@ def _broken(peer: Peer) -> Outcome:
     )
 
 
-def _judge(peer: Peer, status: int, comment: str) -> Outcome:
-    """Read a C-STORE or C-ECHO status (PS3.4 table B.2-1, PS3.7 annex C)."""
+def _judge(peer: Peer, status: int, comment: str = "") -> Outcome:
+    """Read a C-STORE or C-ECHO status (PS3.4 table B.2-1, PS3.7 annex C).
+
+    The peer's comment stays out of the text: it may quote the patient's name.
+    """
     delivered = status == 0x0000 or status >> 12 == 0xB
-    retry = status >> 8 == 0xA7
+    retry = status >> 8 == 0xA7 or status in _PASSING
     if status == 0x0000:
         verdict = "accepted"
     elif delivered:
         verdict = f"accepted with warning 0x{status:04X}"
     elif retry:
-        verdict = f"is out of resources, 0x{status:04X}"
+        verdict = f"cannot take it now, 0x{status:04X}"
     else:
         verdict = f"refused with 0x{status:04X}"
-    text = f"{peer} {verdict}" + (f": {comment}" if comment else "")
-    return Outcome(delivered=delivered, retry=retry, status=status, text=text)
+    meaning = _meaning(status)
+    text = f"{peer} {verdict}" + (f" ({meaning})" if meaning else "")
+    return Outcome(delivered=delivered, retry=retry, status=status, text=text, comment=comment)
+
+
+def _meaning(status: int) -> str:
+    """What the standard calls the status; empty for success and for what it does not name."""
+    return (
+        _MEANINGS.get(status)
+        or _STORE_RANGES.get(status >> 8)
+        or _STORE_CLASSES.get(status >> 12, "")
+    )

@@ -106,6 +106,9 @@ def report(
 ) -> tuple[Artifact, ...]:
     """Build the artifacts of one analysis: SEG (where anything was segmented), SR, overlay.
 
+    The SR comes twice: as Comprehensive 3D SR, and as Comprehensive SR for the peers that
+    take nothing newer.
+
     The same analysis, card and context give the same bytes.
     """
     artifacts: list[Artifact] = []
@@ -118,16 +121,18 @@ def report(
         if segmentation is not None:
             artifacts.append(_dicom(ArtifactKind.SEG, segmentation))
     with stage("sr"):
-        document = sr.build_sr(
-            analysis.images,
-            analysis.volume,
-            analysis.masks,
-            analysis.findings,
-            card,
-            context,
-            seg=segmentation,
-        )
-        artifacts.append(_dicom(ArtifactKind.SR, document))
+        for kind in (ArtifactKind.SR, ArtifactKind.SR_FALLBACK):
+            document = sr.build_sr(
+                analysis.images,
+                analysis.volume,
+                analysis.masks,
+                analysis.findings,
+                card,
+                context,
+                seg=segmentation,
+                comprehensive3d=kind is ArtifactKind.SR,
+            )
+            artifacts.append(_dicom(kind, document))
     with stage("overlay"):
         picture = overlay.render(analysis.volume, analysis.masks, analysis.findings)
         artifacts.append(Artifact(kind=ArtifactKind.OVERLAY, media_type="image/png", data=picture))

@@ -13,6 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MRImageStorage,
@@ -94,6 +95,8 @@ def test_a_peer_that_takes_only_implicit_vr_gets_the_same_elements(tmp_path: Pat
         (0xB007, True, False),  # data set does not match SOP class
         (0xA700, False, True),  # out of resources
         (0xA701, False, True),
+        (0x0110, False, True),  # processing failure
+        (0x0213, False, True),  # resource limitation
         (0xA900, False, False),  # data set does not match SOP class
         (0xC000, False, False),  # cannot understand
         (0xC210, False, False),
@@ -108,6 +111,7 @@ def test_each_status_is_understood(
         outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
     assert (outcome.delivered, outcome.retry, outcome.status) == (delivered, retry, status)
     assert str(peer) in outcome.text
+    assert not outcome.unreachable
 
 
 def test_stops_at_the_first_object_that_is_not_taken(tmp_path: Path) -> None:
@@ -118,13 +122,14 @@ def test_stops_at_the_first_object_that_is_not_taken(tmp_path: Path) -> None:
     assert next(statuses) == 0x0000  # the third was never sent
 
 
-def test_the_peers_comment_is_passed_on(tmp_path: Path) -> None:
+def test_the_peers_own_words_stay_out_of_the_text_that_is_stored(tmp_path: Path) -> None:
     answer = Dataset()
     answer.Status = 0xA700
-    answer.ErrorComment = "archive is read-only"
+    answer.ErrorComment = "no room for Secret^Patient"
     with peer_that(lambda _: answer) as peer:
         outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
-    assert "archive is read-only" in outcome.text
+    assert outcome.text == f"{peer} cannot take it now, 0xA700 (out of resources)"
+    assert outcome.comment == "no room for Secret^Patient"
 
 
 def test_an_abort_in_the_middle_is_tried_again(tmp_path: Path) -> None:
@@ -145,6 +150,7 @@ def test_nobody_there_is_tried_again(tmp_path: Path) -> None:
     peer = Peer(ae_title="PEER", host=servers.LOOPBACK, port=servers.free_port())
     outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
     assert (outcome.delivered, outcome.retry, outcome.status) == (False, True, None)
+    assert outcome.unreachable
     assert "cannot be reached" in outcome.text
 
 
@@ -163,7 +169,7 @@ def test_a_peer_that_accepts_connections_but_says_nothing_is_given_up_in_time(
         outcome = pacs.send(
             peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME, timeouts=QUICK
         )
-    assert (outcome.delivered, outcome.retry) == (False, True)
+    assert (outcome.delivered, outcome.retry, outcome.unreachable) == (False, True, True)
 
 
 def test_a_peer_that_never_answers_a_store_is_given_up_in_time(tmp_path: Path) -> None:
@@ -179,6 +185,7 @@ def test_a_peer_that_never_answers_a_store_is_given_up_in_time(tmp_path: Path) -
         )
         release.set()
     assert (outcome.delivered, outcome.retry, outcome.status) == (False, True, None)
+    assert not outcome.unreachable  # it may be this object that it chokes on
 
 
 def test_a_rejected_association_says_why(tmp_path: Path) -> None:
@@ -200,6 +207,27 @@ def test_a_sop_class_the_peer_does_not_take_is_refused_for_good(tmp_path: Path) 
         outcome = pacs.send(peer, bytes_of(steps.images()[:1], tmp_path), calling_aet=ME)
     assert (outcome.delivered, outcome.retry) == (False, False)
     assert outcome.text == f"{peer} does not accept MR Image Storage"
+
+
+@pytest.mark.parametrize("chosen", (0, 1))
+def test_of_two_forms_the_first_that_is_accepted_is_sent(tmp_path: Path, chosen: int) -> None:
+    got: list[str] = []
+
+    def keep(event: evt.Event) -> int:
+        got.append(event.dataset.SOPClassUID)
+        return 0x0000
+
+    forms = steps.images()[:2]
+    forms[0].SOPClassUID = forms[0].file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    entity = AE(ae_title="PEER")
+    for form in forms[chosen:]:
+        entity.add_supported_context(form.SOPClassUID, ExplicitVRLittleEndian)
+    with running(entity, [(evt.EVT_C_STORE, keep)]) as port:
+        peer = Peer(ae_title="PEER", host=servers.LOOPBACK, port=port)
+        data = bytes_of(forms, tmp_path)
+        outcome, sent = pacs.send_one_of(peer, data, calling_aet=ME)
+    assert (outcome.delivered, sent) == (True, chosen)
+    assert got == [forms[chosen].SOPClassUID]
 
 
 def test_what_is_not_dicom_is_not_sent(tmp_path: Path) -> None:

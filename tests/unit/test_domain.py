@@ -22,7 +22,6 @@ from hipscore.domain import (
     Remark,
     Side,
     SliceSource,
-    Timings,
     Unsuitable,
     Volume,
 )
@@ -121,12 +120,6 @@ def test_a_score_or_a_reason() -> None:
     assert HipFindings(hip=hip, reason=None, unet_score=0.0).scored
     assert not Findings(hips=(), reason=reason, unet_score=None).scored
     assert Findings(hips=(), reason=None, unet_score=0.0).scored
-
-
-def test_timings_begin_empty_and_are_not_shared() -> None:
-    first, second = Timings(), Timings()
-    assert first.seconds == {}
-    assert first.seconds is not second.seconds
 
 
 def test_every_noun_is_frozen_slotted_and_named_in_full() -> None:
