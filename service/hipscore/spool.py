@@ -62,7 +62,8 @@ class Spool:
         self.root = root.resolve()
         self._tmp = self.root / "tmp"
         with self._disk():
-            self._tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_durably(self.root)
+            self._tmp.mkdir(mode=0o700, exist_ok=True)
             # all at once, so that a put has one directory to make durable and not two
             for shard in range(256):
                 (self.root / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
@@ -211,6 +212,17 @@ def _has_digest(path: Path, digest: str) -> bool:
     except FileNotFoundError:
         return False
     return found.hexdigest() == digest
+
+
+def _make_durably(path: Path) -> None:
+    """Make a directory and its parents; the entries that lead to it are on stable storage."""
+    made = []
+    while not path.exists():
+        made.append(path)
+        path = path.parent
+    for each in reversed(made):
+        each.mkdir(mode=0o700, exist_ok=True)
+        _fsync_directory(each.parent)
 
 
 def _fsync_directory(path: Path) -> None:

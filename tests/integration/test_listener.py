@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     CTImageStorage,
@@ -28,11 +29,12 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from pynetdicom import AE
+from pynetdicom import AE, dsutils
 from sqlalchemy import Engine
 
 from hipscore import listener, pacs
 from hipscore.lifecycle import JobState, SeriesState
+from hipscore.reporting import uids
 from hipscore.settings import Peer, Settings
 from hipscore.spool import Spool
 from hipscore.store import engine
@@ -192,7 +194,7 @@ def test_what_does_not_say_what_it_is_gets_0xc210(
             for _, outcome in pacs.send_files(own_peer(settings), paths, calling_aet="SCANNER")
         ]
     assert [outcome.status for outcome in outcomes] == [0x0000, 0xC210, 0x0000]
-    assert complaint[:64] in outcomes[1].text
+    assert complaint[:64] in outcomes[1].comment
     assert complaint in caplog.text
     assert "PHANTOM" not in caplog.text
     assert steps.count(settings, Instance) == 2
@@ -323,6 +325,45 @@ def test_other_bytes_under_a_known_uid_keep_the_first(
     assert steps.count(settings, Job) == 1
     assert [event.what for event in steps.rows(settings, Event)].count("conflict") == 1
     assert "the first is kept" in caplog.text
+
+
+@steps.sqlite_only
+def test_an_image_that_puts_its_series_into_another_study_is_refused(
+    settings: Settings, tmp_path: Path
+) -> None:
+    datasets = steps.images()[:2]
+    datasets[1].StudyInstanceUID = "1.2.3.4"
+    paths = steps.save(datasets, tmp_path / "scanner")
+    with steps.listening(settings):
+        outcomes = [
+            outcome
+            for _, outcome in pacs.send_files(own_peer(settings), paths, calling_aet="SCANNER")
+        ]
+    assert [(out.status, out.delivered) for out in outcomes] == [(0x0000, True), (0xC211, False)]
+    assert steps.count(settings, Instance) == 1
+    misplaced = [event for event in steps.rows(settings, Event) if event.what == "misplaced"]
+    assert [event.detail["study_instance_uid"] for event in misplaced] == ["1.2.3.4"]
+
+
+@steps.sqlite_only
+def test_the_same_image_is_the_same_to_another_version_of_the_library(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = steps.save(steps.images()[:1], tmp_path / "scanner")
+    with steps.listening(settings) as port:
+        assert steps.storescu(port, [path]).returncode == 0
+        newer = {"implementation_version": "PYNETDICOM_999", "implementation_uid": "1.2.999"}
+        monkeypatch.setattr(
+            "pynetdicom.events.create_file_meta",
+            lambda **given: dsutils.create_file_meta(**{**given, **newer}),
+        )
+        assert steps.storescu(port, [path]).returncode == 0
+    (kept,) = steps.rows(settings, Instance)
+    assert "conflict" not in [event.what for event in steps.rows(settings, Event)]
+    stored = dcmread(Spool(settings.data_dir / "spool").path(kept.spool_key))
+    assert stored.file_meta.ImplementationClassUID == uids.IMPLEMENTATION_CLASS
+    assert stored.file_meta.ImplementationVersionName == "HIPSCORE"
+    assert stored.file_meta.MediaStorageSOPInstanceUID == stored.SOPInstanceUID
 
 
 def test_a_late_image_opens_a_job_that_supersedes_the_first(

@@ -149,15 +149,16 @@ def test_other_bytes_under_the_same_uid_keep_the_first_and_are_recorded(maker: M
         assert event.detail["sop_instance_uid"] == changed.sop_instance_uid
 
 
-def test_a_series_that_claims_another_study_is_a_conflict(maker: Maker) -> None:
+def test_an_image_that_puts_its_series_into_another_study_is_not_kept(maker: Maker) -> None:
     with transaction(maker) as session:
         receive(image(1), session=session)
     with transaction(maker) as session:
         stray = receive(image(2, study="1.2.826.0.1.2"), session=session)
-    assert stray.verdict is Verdict.CONFLICT
+    assert stray.verdict is Verdict.MISPLACED
     with maker() as session:
         assert rows(Series, session=session) == 1
         assert rows(Instance, session=session) == 1
+        assert last_event(session=session).what == "misplaced"
         assert last_event(session=session).detail["kept_study"] == STUDY
 
 

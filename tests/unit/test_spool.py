@@ -148,6 +148,22 @@ def test_bytes_and_directory_are_durable_before_put_returns(
     assert steps == ["fsync tmp", f"fsync {shard}"]
 
 
+def test_the_way_to_the_root_is_durable_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    spool = Spool(tmp_path / "new" / "data" / "spool")
+    root = tmp_path.resolve()
+    assert synced == [root, root / "new", root / "new" / "data", spool.root]
+
+
 # --- failing disks -----------------------------------------------------------------------
 
 

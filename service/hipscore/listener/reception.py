@@ -25,8 +25,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import lifecycle, queue
-from hipscore.domain import ModelCard, Transient
+from hipscore.domain import ModelCard, ReceivedInstance, Transient
 from hipscore.header import Unreadable, read_header
+from hipscore.listener.part10 import part10
 from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import engine as database
@@ -36,6 +37,7 @@ from hipscore.store.closing import settle
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1: Refused: Out of Resources
 CANNOT_UNDERSTAND = 0xC210  # PS3.4 table B.2-1: Error: Cannot understand, 0xC000-0xCFFF
+MISPLACED = 0xC211  # likewise: what it says of its study contradicts what is known
 
 #: largest P-DATA-TF PDU we ask for, bytes; larger ones bring nothing
 MAX_PDU = 256 * 1024
@@ -152,18 +154,15 @@ class Reception:
 
     def _keep(self, event: Event, visit: _Visit) -> tuple[int, str]:
         """Return the DIMSE status and, unless it is success, what was wrong."""
-        data = event.encoded_dataset()
+        data = part10(event)
         if len(data) > self._largest:
             return OUT_OF_RESOURCES, f"object larger than {self._largest // _MB} MB"
         try:
             instance = read_header(data)
         except Unreadable as error:
             return CANNOT_UNDERSTAND, str(error)
-        command = cast("C_STORE", event.request)
-        if instance.sop_instance_uid != command.AffectedSOPInstanceUID:
-            return CANNOT_UNDERSTAND, "SOP Instance UID differs from the command's"
-        if instance.sop_class_uid != command.AffectedSOPClassUID:
-            return CANNOT_UNDERSTAND, "SOP Class UID differs from the command's"
+        if (different := _contradiction(instance, cast("C_STORE", event.request))) is not None:
+            return CANNOT_UNDERSTAND, different
         if self._spool.free_bytes() < self._reserve + len(data):
             return OUT_OF_RESOURCES, f"less than {self._reserve // _MB} MB of disk left"
         key = self._spool.put(data).key
@@ -178,6 +177,8 @@ class Reception:
                 now=datetime.now(UTC),
                 session=session,
             )
+        if recorded.verdict is intake.Verdict.MISPLACED:
+            return MISPLACED, "series is known in another study"
         visit.images += 1
         if recorded.verdict is intake.Verdict.CONFLICT:
             log.warning(
@@ -214,6 +215,15 @@ class Reception:
     def _forget(self, association: Association) -> _Visit | None:
         with self._lock:
             return self._visits.pop(association, None)
+
+
+def _contradiction(instance: ReceivedInstance, command: C_STORE) -> str | None:
+    """What the data set says of itself and the command says otherwise."""
+    if instance.sop_instance_uid != command.AffectedSOPInstanceUID:
+        return "SOP Instance UID differs from the command's"
+    if instance.sop_class_uid != command.AffectedSOPClassUID:
+        return "SOP Class UID differs from the command's"
+    return None
 
 
 def _prepare(event: Event) -> None:

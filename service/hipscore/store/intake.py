@@ -35,6 +35,7 @@ class Verdict(StrEnum):
     NEW = "new"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
+    MISPLACED = "misplaced"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +75,9 @@ def record(
 
     The first bytes of a SOP Instance UID are kept for ever. The same bytes again are
     DUPLICATE and change nothing but the time of the last image of an open series. Other
-    bytes under the same UID, or a series that claims another study than before, are
-    CONFLICT: not stored, one event written. A NEW image on a closed series opens it
-    again (``late``). Safe against any number of concurrent callers.
+    bytes under the same UID are CONFLICT, an unknown image that puts the series into
+    another study is MISPLACED: neither is stored, one event is written. A NEW image on a
+    closed series opens it again (``late``). Safe against any number of concurrent callers.
     """
     known = _known(instance, now=now, session=session)
     if known is not None:
@@ -91,9 +92,8 @@ def record(
             session=session,
         )
         if series.study_instance_uid != instance.study_instance_uid:
-            return _conflict(
-                series.id, instance, {"kept_study": series.study_instance_uid}, now, session
-            )
+            kept = {"kept_study": series.study_instance_uid}
+            return _set_aside(Verdict.MISPLACED, series.id, instance, kept, now, session)
         added = insert_if_new(
             Instance, columns(instance, series.id, spool_key, association_id, now), session
         )
@@ -274,7 +274,8 @@ def _known(instance: ReceivedInstance, *, now: datetime, session: Session) -> Re
     if kept is None:
         return None
     if kept.sha256 != instance.sha256:
-        return _conflict(kept.series_id, instance, {"kept_sha256": kept.sha256}, now, session)
+        other = {"kept_sha256": kept.sha256}
+        return _set_aside(Verdict.CONFLICT, kept.series_id, instance, other, now, session)
     # the sender is still busy with this series: do not let it go quiet under its hands
     session.execute(
         update(Series)
@@ -285,7 +286,8 @@ def _known(instance: ReceivedInstance, *, now: datetime, session: Session) -> Re
     return Recorded(series_id=kept.series_id, verdict=Verdict.DUPLICATE)
 
 
-def _conflict(
+def _set_aside(  # noqa: PLR0917 - two callers, right here
+    verdict: Verdict,
     series_id: int,
     instance: ReceivedInstance,
     kept: dict[str, str],
@@ -294,7 +296,7 @@ def _conflict(
 ) -> Recorded:
     ledger.append(
         ledger.Subject(series_id=series_id),
-        "conflict",
+        verdict.value,
         detail={
             "sop_instance_uid": instance.sop_instance_uid,
             "study_instance_uid": instance.study_instance_uid,
@@ -305,7 +307,7 @@ def _conflict(
         now=now,
         session=session,
     )
-    return Recorded(series_id=series_id, verdict=Verdict.CONFLICT)
+    return Recorded(series_id=series_id, verdict=verdict)
 
 
 def _open_series(
