@@ -117,9 +117,7 @@ def score_hip(
         femoral_head_ml=float(head.sum() * grid.voxel_ml),
         bme_ml=float(bme.sum() * grid.voxel_ml),
         synovitis_ml=float(synovitis.sum() * grid.voxel_ml),
-        effusion_mm=effusion_thickness(
-            synovitis[squarely], grid.spacing_mm[1], grid.spacing_mm[2]
-        ),
+        effusion_mm=effusion_thickness(synovitis[squarely], grid.spacing_mm[1], grid.spacing_mm[2]),
     )
     chosen = select_slices(head_mm2.tolist(), min_head_area_mm2=min_head_area_mm2)
     if len(chosen) < MIN_SLICES:
