@@ -211,7 +211,8 @@ def test_every_variable_of_compose_is_explained_in_the_example() -> None:
 
 
 def test_no_secret_is_committed() -> None:
-    assert {name for name, value in EXAMPLE.items() if not value} == {
+    secret = {name for name in EXAMPLE if not name.startswith("HIPSCORE_") and not EXAMPLE[name]}
+    assert secret == {
         "POSTGRES_PASSWORD",
         "ORTHANC_PASSWORD",
     }
