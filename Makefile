@@ -77,13 +77,13 @@ wheel: $(VENV)/.run ## build the wheel into dist/
 
 .PHONY: clean
 clean: ## remove .venv and everything built
-	@rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) build dist hipscore-demo htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@scripts/venv.sh $(VENV)
 
 $(VENV)/.run: requirements/build.lock requirements/run.lock pyproject.toml | $(VENV)/bin/python
-	@echo "installing the locked runtime into $(VENV) (a minute, once)"
+	@echo "installing the locked runtime into $(VENV) (half a minute, once)"
 	@$(PIP) install --quiet --require-hashes --prefer-binary -r requirements/build.lock -r requirements/run.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

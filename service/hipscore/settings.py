@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         100.0, gt=0, description="smallest scored head section, mm²"
     )
     lease_seconds: FiniteFloat = Field(
-        600.0, gt=0, description="a worker that is silent this long is dead"
+        180.0, gt=0, description="work of a worker that is silent this long goes to another"
     )
     reap_seconds: FiniteFloat = Field(5.0, gt=0, description="how often the reaper looks")
     max_attempts: int = Field(

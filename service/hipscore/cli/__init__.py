@@ -90,7 +90,9 @@ def _os_line(error: OSError) -> str:
     return f"{path}: {reason}{'; check HIPSCORE_DATA_DIR' if ours else ''}"
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="hipscore")
 def group() -> None:
     """Score hip inflammation on coronal STIR MRI.

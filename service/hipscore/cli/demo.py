@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import urllib.error
@@ -29,7 +30,7 @@ from hipscore.phantom import Burden, synthesise
 from hipscore.settings import Peer, Settings
 
 _FINAL = frozenset({"scored", "not_scorable", "failed"})
-_MARK = "hipscore-demo"
+_MARK = ".hipscore-demo"
 
 
 @click.command()
@@ -185,15 +186,27 @@ def _show(result: dict[str, Any], true: Sequence[HipFindings], out: Path) -> Non
         ("logs", out / "logs"),
     ):
         click.echo(f"{name:>8}  {path if path is not None else '(none: nothing was segmented)'}")
+    program = _program()
     model = result["model"]
     click.echo(f"\nmodel {model['id']} {model['version']}. {RESEARCH_USE}.")
     click.echo(
         "\nnext:\n"
-        "  hipscore up                                   run the service\n"
-        "  hipscore send FOLDER --to HIPSCORE@127.0.0.1:11112   send it a study\n"
-        f"  hipscore score {out / 'images'} --out results   score files without a service\n"
-        "  hipscore demo --burden severe --keep          another patient; look at the API"
+        "  # another patient; stays up for a look at the pages and the API\n"
+        f"  {program} demo --burden severe --keep\n"
+        "  # score files without a service\n"
+        f"  {program} score {out / 'images'} --out results\n"
+        "  # run the service with your PACS, and send it a study\n"
+        f"  HIPSCORE_DESTINATIONS=PACS@10.0.0.5:104 {program} up\n"
+        f"  {program} send FOLDER --to HIPSCORE@127.0.0.1:11112"
     )
+
+
+def _program() -> str:
+    """Name this program as it can be typed here."""
+    name = Path(sys.argv[0])
+    if name.name != "hipscore":
+        return "hipscore"
+    return str(name.relative_to(Path.cwd())) if name.is_relative_to(Path.cwd()) else str(name)
 
 
 def _stay(settings: Settings) -> None:

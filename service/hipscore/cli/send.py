@@ -54,13 +54,15 @@ def send(paths: Sequence[Path], *, peer: Peer, calling: str | None) -> None:
         ]
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+    if failures and all(outcome.unreachable for _, outcome in failures):
+        msg = f"{failures[0][1].text}; {len(files) - len(failures)} of {len(files)} files sent"
+        raise click.ClickException(msg)
     for path, outcome in failures:
         said = f": {outcome.comment}" if outcome.comment else ""
         click.echo(f"{path}: {outcome.text}{said}", err=True)
     click.echo(f"{len(files) - len(failures)} of {len(files)} files stored by {peer}")
     if len(everything) > len(files):
-        click.echo(
-            f"{len(everything) - len(files)} files are not DICOM and were left out", err=True
-        )
+        left_out = ", ".join(path.name for path in sorted(set(everything) - set(files))[:3])
+        click.echo(f"not DICOM, left out: {left_out}", err=True)
     if failures:
         raise click.exceptions.Exit(1)

@@ -164,6 +164,7 @@ def redis_command(settings: Settings) -> list[str]:
         *("--save", ""),
         *("--maxmemory-policy", "noeviction"),
         *("--loglevel", "warning"),
+        *("--logfile", str(folder / "redis.log")),
         *("--daemonize", "no"),
     ]
 

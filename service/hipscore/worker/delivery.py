@@ -63,7 +63,9 @@ def deliver(delivery_id: int, at: Bench) -> None:
         delivery.destination,
         verdict,
         time.perf_counter() - started,
-        "" if outcome.status is None else f"status 0x{outcome.status:04X}",
+        f"status 0x{outcome.status:04X}"
+        if outcome.status is not None
+        else f"(try {delivery.attempts} of {at.settings.max_attempts}: {outcome.text})",
     )
 
 
