@@ -109,7 +109,7 @@ def hipscore(
     )
 
 
-@pytest.fixture(scope="session", params=["embedded", "production"])
+@pytest.fixture(scope="module", params=["embedded", "production"])
 def service(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -117,7 +117,7 @@ def service(
 ) -> Iterator[Service]:
     """``hipscore up``: once with SQLite and its own Redis, once with PostgreSQL and a Redis."""
     root = tmp_path_factory.mktemp("up")
-    databases = contextlib.ExitStack()
+    resources = contextlib.ExitStack()
     dicom_port, http_port = servers.free_port(), servers.free_port()
     environment = {
         **os.environ,
@@ -129,10 +129,10 @@ def service(
         "HIPSCORE_REAP_SECONDS": "1",
     }
     if request.param == "production":
-        redis = request.getfixturevalue("redis_server")
         postgres = request.getfixturevalue("postgres_server")
-        environment["HIPSCORE_DATABASE_URL"] = databases.enter_context(postgres.database())
-        environment["HIPSCORE_BROKER_URL"] = redis.url
+        environment["HIPSCORE_DATABASE_URL"] = resources.enter_context(postgres.database())
+        # its own: workers take from the queues of every test that shares a broker with them
+        environment["HIPSCORE_BROKER_URL"] = resources.enter_context(servers.redis()).url
 
     def ready() -> bool:
         try:
@@ -154,7 +154,7 @@ def service(
         log=root / "up.log",
         ready=ready,
     )
-    with databases:
+    with resources:
         process.start()
         try:
             yield Service(
