@@ -75,7 +75,6 @@ def test_what_is_recorded_comes_back_as_evidence(maker: Maker) -> None:
     assert evidence.instances == (first, bare)
     assert evidence.associations == {"association-1", "association-2"}
     assert not evidence.all_on("association-1")
-    assert evidence.state is SeriesState.RECEIVING
 
 
 def test_a_header_with_nonsense_is_recorded_without_it(maker: Maker) -> None:

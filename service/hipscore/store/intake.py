@@ -51,7 +51,6 @@ class Recorded:
 class Evidence:
     """What has arrived of a series: its images in order of arrival, and on which associations."""
 
-    state: SeriesState
     instances: tuple[ReceivedInstance, ...]
     associations: frozenset[str]
 
@@ -173,7 +172,6 @@ def evidence(series_id: int, *, session: Session) -> Evidence:
     query = select(Instance).where(Instance.series_id == series_id).order_by(Instance.id)
     rows = session.scalars(query).all()
     return Evidence(
-        state=series.state,
         instances=tuple(received(row, series) for row in rows),
         associations=frozenset(row.association_id for row in rows),
     )
