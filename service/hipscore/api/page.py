@@ -23,7 +23,7 @@ body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72re
   padding: 0 1rem; color: #1b1f23; background: #fff; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #d0d7de; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+th.number, td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 .uid {{ overflow-wrap: anywhere; }}
 .note {{ background: #fff8c5; padding: .5rem .8rem; }}
 </style>
@@ -34,7 +34,8 @@ td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 <table>
 <caption>The newest {length} studies, received in UTC</caption>
 <thead><tr><th scope="col">Received</th><th scope="col">Study</th><th scope="col">Status</th>
-<th scope="col">UNet-score</th><th scope="col">Right</th><th scope="col">Left</th>
+<th scope="col" class="number">UNet-score</th>
+<th scope="col" class="number">Right</th><th scope="col" class="number">Left</th>
 <th scope="col">Results</th></tr></thead>
 <tbody>
 {rows}
