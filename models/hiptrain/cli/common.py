@@ -1,0 +1,42 @@
+"""What the commands share: where the T1 series are, and errors in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+#: series kept out of training, so that there is something honest to measure on
+HELD_OUT = ("series_09", "series_17", "series_22")
+FOLDER = click.Path(file_okay=False, path_type=Path)
+SOURCE = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def source_options(command: Any) -> Any:
+    heads = click.option(
+        "--heads", required=True, type=FILE, help="femoral_heads.csv: a sphere for every head"
+    )
+    source = click.option(
+        "--source",
+        required=True,
+        type=SOURCE,
+        help="folder with one folder or tar archive per coronal T1 series",
+    )
+    return source(heads(command))
+
+
+def chosen(source: Path, series: tuple[str, ...]) -> dict[str, Path]:
+    from hiptrain.anatomy import find_series
+
+    try:
+        found = find_series(source)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    unknown = sorted(set(series) - set(found))
+    if unknown:
+        raise click.ClickException(
+            f"{source} has no {', '.join(unknown)}; it has {', '.join(found)}"
+        )
+    return {name: path for name, path in found.items() if not series or name in series}
