@@ -30,13 +30,15 @@ class Tissues:
     soft: tuple[float, float]
 
 
-def draw_tissues(rng: np.random.Generator) -> Tissues:
+def draw_tissues(rng: np.random.Generator, fat: tuple[float, float] | None = None) -> Tissues:
     """Draw signals: marrow 0.6 to 1.5 times, fluid 5 to 7 times the median tissue.
 
-    The median tissue of a pelvis is about 0.75 of muscle.
+    The median tissue of a pelvis is about 0.75 of muscle. Every sixth acquisition
+    suppresses fat badly; ``fat`` gives its range instead.
     """
+    low, high = fat or ((0.12, 0.5) if rng.random() < 5 / 6 else (0.5, 1.1))
     return Tissues(
-        fat=float(rng.uniform(0.12, 0.5)),
+        fat=float(rng.uniform(low, high)),
         marrow=float(0.75 * rng.uniform(0.55, 1.5)),
         fluid=float(0.75 * rng.uniform(4.5, 7.5)),
         soft=(float(rng.uniform(0.1, 0.15)), float(rng.uniform(0.24, 0.32))),
@@ -115,26 +117,84 @@ def _mapped(t1: FloatArray, knots: FloatArray, levels: FloatArray) -> FloatArray
     return result
 
 
-def scan(voxels: FloatArray, rng: np.random.Generator, spacing_mm: float) -> FloatArray:
-    """Add what the scanner adds: blur, coil shading, Rician noise, an arbitrary scale.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scanner:
+    """Marks of one acquisition. ``blur_mm`` is a Gaussian's deviation in the plane.
+
+    ``shading`` is the deviation of the coil field's coefficients, ``noise`` the deviation
+    of the noise in each channel (muscle = 1), ``ghost`` the strength of the ghosts and
+    ``ghost_rows`` whether they run along the rows' axis, ``gamma`` a curve of the signal
+    (1: none).
+    """
+
+    blur_mm: float = 0.4
+    shading: float = 0.13
+    noise: float = 0.06
+    ghost: float = 0.0
+    ghost_rows: bool = False
+    gamma: float = 1.0
+
+
+def draw_scanner(rng: np.random.Generator, *, rough: bool) -> Scanner:
+    """Draw the marks of an ordinary acquisition, or (``rough``) now and then of a bad one."""
+    noise = float(rng.choice([0.03, 0.06, 0.1, 0.15])) * rng.uniform(0.7, 1.3)
+    if not rough:
+        return Scanner(blur_mm=float(rng.uniform(0.0, 0.75)), noise=noise)
+    return Scanner(
+        blur_mm=float(rng.uniform(0.0, 0.75) if rng.random() < 0.8 else rng.uniform(0.7, 1.4)),
+        shading=0.13 if rng.random() < 0.75 else 0.28,
+        noise=noise if rng.random() < 0.8 else float(rng.uniform(0.15, 0.32)),
+        ghost=0.0 if rng.random() < 0.8 else float(rng.uniform(0.04, 0.2)),
+        ghost_rows=bool(rng.random() < 0.5),
+        gamma=1.0 if rng.random() < 0.7 else float(rng.uniform(0.7, 1.4)),
+    )
+
+
+def scan(
+    voxels: FloatArray, rng: np.random.Generator, spacing_mm: float, scanner: Scanner
+) -> FloatArray:
+    """Add what the scanner adds: blur, coil shading, ghosts, Rician noise, an arbitrary scale.
 
     Returns integer values as stored in 12 bits, ``(Z, Y, X)`` float32.
     """
-    sigma = rng.uniform(0.0, 0.75) / spacing_mm
+    sigma = scanner.blur_mm / spacing_mm
     image = ndimage.gaussian_filter(voxels, (0, sigma, sigma)) if sigma > 0.2 else voxels
-    image = image * shading(voxels.shape, rng)
-    noise = float(rng.choice([0.03, 0.06, 0.1, 0.15])) * rng.uniform(0.7, 1.3)
-    pair = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
+    if scanner.gamma != 1.0:
+        image = np.maximum(image, 0.0) ** np.float32(scanner.gamma)
+    image = image * shading(voxels.shape, rng, scanner.shading)
+    if scanner.ghost:
+        image = ghosted(image, rng, scanner.ghost, rows=scanner.ghost_rows)
+    pair = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(scanner.noise)
     magnitude = np.hypot(image + pair[0], pair[1])
     level = rng.uniform(80.0, 260.0)
     stored: FloatArray = np.clip(np.rint(magnitude * level), 0, 4095).astype(np.float32)
     return stored
 
 
-def shading(shape: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
-    """Smooth gain of surface coils, about 0.6 to 1.6."""
+def ghosted(
+    image: FloatArray, rng: np.random.Generator, strength: float, *, rows: bool
+) -> FloatArray:
+    """Add copies of the image ``(Z, Y, X)``, shifted by a part of the field of view.
+
+    What moved with a period during the acquisition appears again at equal distances along
+    the phase-encoding direction; ``strength`` is the share of the nearest copies.
+    """
+    axis = 1 if rows else 2
+    step = int(image.shape[axis] * rng.uniform(0.08, 0.3))
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    result = image.astype(np.complex64)
+    for order in (1, 2):
+        for sign, turn in zip((-1, 1), phase, strict=True):
+            copy = np.roll(image, sign * order * step, axis=axis)
+            result = result + copy * np.complex64(strength / order**2 * np.exp(1j * order * turn))
+    ghosts: FloatArray = np.abs(result).astype(np.float32)
+    return ghosts
+
+
+def shading(shape: tuple[int, ...], rng: np.random.Generator, deviation: float) -> FloatArray:
+    """Smooth gain of surface coils; 0.6 to 1.6 for a deviation of 0.13."""
     z, y, x = (np.linspace(-1, 1, size, dtype=np.float32) for size in shape)
-    a = rng.normal(0, 0.13, 6)
+    a = rng.normal(0, deviation, 6)
     z, y, x = z[:, None, None], y[:, None], x[None, :]
     field = a[0] * z + a[1] * y + a[2] * x + a[3] * x * x + a[4] * y * y + a[5] * x * y
     gain: FloatArray = np.exp(field).astype(np.float32)

@@ -9,9 +9,11 @@ from scipy import ndimage
 
 from hipscore.domain import BoolArray, DoubleArray, FloatArray, Grid, Hip, Masks, Side
 from hipscore.phantom import Burden
-from hiptrain.anatomy import Anatomy, box, offsets, part
+from hiptrain.anatomy import Anatomy, Surface, box, depth, offsets, part
 from hiptrain.contrast import Tissues
 
+#: the line of cortical bone between marrow and fluid, mm
+_CORTEX_MM = 0.7
 _DISC = ndimage.generate_binary_structure(3, 1) & np.array([0, 1, 0], dtype=bool)[:, None, None]
 
 
@@ -96,37 +98,46 @@ def add_effusion(
     grid: Grid,
     hip: Hip,
     neck: DoubleArray,
+    surface: Surface,
     fluid: float,
     rng: np.random.Generator,
     severity: Severity,
 ) -> BoolArray:
     """Fill the capsule with fluid in place; returns the mask ``(Z, Y, X)`` of the effusion.
 
-    The fluid lies on the surface of head and neck; inside the socket it is a thin film,
-    below the labrum and along the neck it distends the capsule unevenly.
+    The fluid lies on the surface of head and neck, outside of a thin line of cortex. It
+    distends the capsule unevenly along the neck, beyond the labrum; where the head touches
+    socket and labrum it is a thin film.
     """
     off = offsets(grid, hip.centre_mm)
     axis = neck.astype(np.float32)
     along = off @ axis
     radial = np.linalg.norm(off - along[..., None] * axis, axis=-1)
     radius = hip.radius_mm
-    ball = np.linalg.norm(off, axis=-1) - radius
+    ball = depth(off, hip, surface)
     waist = radius * (0.66 + 0.12 * np.clip(np.abs(along / radius - 1.25), 0, 1))
     collar = np.where(along > 0, radial - waist, ball)
-    surface = np.minimum(ball, collar)
-    # 0 deep in the socket, 1 outside of it; 0 again where the capsule ends on the neck
-    out = (off @ axis) / np.maximum(np.linalg.norm(off, axis=-1), 1.0)
-    free = 1.0 / (1.0 + np.exp(np.clip(-(out - rng.uniform(-0.25, 0.15)) / 0.12, -30, 30)))
+    skin = np.minimum(ball, collar)
+    # 0 where the socket and the labrum hold the head, 1 along the neck; 0 again where
+    # the capsule ends
+    out = along / np.maximum(np.linalg.norm(off, axis=-1), 1.0)
+    free = 1.0 / (1.0 + np.exp(np.clip(-(out - rng.uniform(0.1, 0.45)) / 0.1, -30, 30)))
     free = free * np.clip((rng.uniform(1.55, 1.9) - along / radius) / 0.35, 0.0, 1.0)
     thickness = rng.uniform(*severity.effusion_mm)
-    lobes = np.clip(0.55 + 0.5 * noise_field(rng, grid, rng.uniform(5, 12)), 0.0, 1.25)
+    lobes = np.clip(0.65 + 0.45 * noise_field(rng, grid, rng.uniform(5, 12)), 0.0, 1.25)
     film = 0.6 * np.clip(noise_field(rng, grid, 6.0), 0.0, 1.0) * (np.abs(ball) < 3)
-    wide = np.maximum(thickness * lobes * free, film * rng.uniform(0.2, 1.0))
+    # in front and behind, tendons and the capsule's shorter back press the fluid away
+    ahead = -off[..., 1] / radius
+    pressed = 0.45 * np.clip((ahead - 0.7) / 0.3, 0, 1) + 0.8 * np.clip((-ahead - 0.7) / 0.3, 0, 1)
+    wide = np.maximum(
+        thickness * lobes * free * (1.0 - pressed), film * rng.uniform(0.2, 1.0)
+    ).astype(np.float32)
     # bone keeps its place: marrow of neck and socket is not displaced
     usual = float(np.median(t1[head])) if head.any() else 0.65
     bone = ndimage.binary_opening((np.abs(t1 - usual) < 0.17) & ~head, _DISC, iterations=2)
     bone &= (collar < 2.5) | (free < 0.5)
-    share = np.clip((wide - surface) / 0.9 + 0.5, 0.0, 1.0) * (surface > -1.0)
+    share = np.clip((wide + _CORTEX_MM - skin) / 0.9 + 0.5, 0.0, 1.0)
+    share *= np.clip((skin - _CORTEX_MM) / 0.9 + 0.5, 0.0, 1.0)
     share *= np.clip(wide / 1.5, 0.0, 1.0) * ~head * ~bone
     share = (ndimage.gaussian_filter(share, (0, 0.5, 0.5)) * ~head).astype(np.float32)
     uneven = np.clip(1.0 + 0.15 * noise_field(rng, grid, 2.0), 0.5, 1.4)
@@ -136,7 +147,7 @@ def add_effusion(
     return _pieces(mask, grid)
 
 
-def _pieces(mask: BoolArray, grid: Grid, least_ml: float = 0.05) -> BoolArray:
+def _pieces(mask: BoolArray, grid: Grid, least_ml: float = 0.03) -> BoolArray:
     """Keep connected pieces of at least ``least_ml``."""
     labels, count = ndimage.label(mask)
     if count == 0:
@@ -157,7 +168,9 @@ def inflame(
     """Add lesions to every hip in place; returns the truth, one :class:`Masks` per hip."""
     result = []
     grid = anatomy.volume.grid
-    for hip, neck, head in zip(anatomy.hips, anatomy.necks, anatomy.heads, strict=True):
+    for hip, neck, surface, head in zip(
+        anatomy.hips, anatomy.necks, anatomy.surfaces, anatomy.heads, strict=True
+    ):
         severity = SEVERITY[burden]
         region = box(grid, hip.centre_mm, 3.0 * hip.radius_mm)
         local, inside = part(grid, region), head[region]
@@ -172,6 +185,7 @@ def inflame(
             grid=local,
             hip=hip,
             neck=neck,
+            surface=surface,
             fluid=tissues.fluid,
             rng=rng,
             severity=severity,

@@ -16,8 +16,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from hipscore.domain import FloatArray, Masks, Volume
 from hipscore.phantom import Burden
 from hipscore.scoring import combine, score_hip
+from hiptrain.acquire import Protocol, acquire, draw_protocol
 from hiptrain.anatomy import Anatomy, Bend, deform, sphere_of
-from hiptrain.contrast import draw_tissues, scan, stir
+from hiptrain.contrast import Scanner, draw_scanner, draw_tissues, scan, stir
 from hiptrain.lesions import add_distractors, inflame
 
 DESCRIPTION = "t2_tirm_cor semi-synthetic"
@@ -25,11 +26,20 @@ DESCRIPTION = "t2_tirm_cor semi-synthetic"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to make of an anatomy. ``burden`` None draws one; ``bend`` None keeps the shape."""
+    """What to make of an anatomy. ``burden`` None draws one; ``bend`` None keeps the shape.
+
+    ``fat`` is the range of fat's signal, muscle = 1 (None: mostly well suppressed).
+    ``rough`` lets the scanner and the protocol vary as far as sites do, and ``scanner``
+    and ``protocol`` fix them instead.
+    """
 
     burden: Burden | None = None
     bend: Bend | None = None
     distractors: bool = True
+    fat: tuple[float, float] | None = (0.12, 0.5)
+    rough: bool = False
+    scanner: Scanner | None = None
+    protocol: Protocol | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +56,7 @@ def semireal(anatomy: Anatomy, rng: np.random.Generator, options: Options) -> Se
     burden = options.burden or Burden(
         rng.choice([item.value for item in Burden], p=[0.25, 0.25, 0.25, 0.25])
     )
-    tissues = draw_tissues(rng)
+    tissues = draw_tissues(rng, options.fat)
     voxels = stir(anatomy, tissues, rng)
     if options.distractors:
         add_distractors(voxels, anatomy, tissues, rng)
@@ -55,8 +65,14 @@ def semireal(anatomy: Anatomy, rng: np.random.Generator, options: Options) -> Se
     volume = Volume(voxels=voxels, grid=source.grid, sources=source.sources)
     if options.bend is not None:
         volume, masks = deform(volume, masks, rng, options.bend)
+    protocol = options.protocol
+    if options.rough and protocol is None:
+        protocol = draw_protocol(rng, len(masks))
+    if protocol is not None:
+        volume, masks = acquire(volume, masks, protocol, rng)
+    scanner = options.scanner or draw_scanner(rng, rough=options.rough)
     volume = Volume(
-        voxels=scan(volume.voxels, rng, volume.grid.spacing_mm[1]),
+        voxels=scan(volume.voxels, rng, volume.grid.spacing_mm[1], scanner),
         grid=volume.grid,
         sources=volume.sources,
     )
