@@ -29,10 +29,10 @@ class Changes:
 
 
 SEGMENTER_CHANGES = Changes(
-    turn=12, scale=(0.88, 1.14), shift=0.04, elastic=0.012, gamma=(0.8, 1.25), noise=0.05
+    turn=18, scale=(0.86, 1.16), shift=0.04, elastic=0.012, gamma=(0.8, 1.25), noise=0.05
 )
 LOCALISER_CHANGES = Changes(
-    turn=14,
+    turn=18,
     scale=(0.72, 1.3),
     shift=0.15,
     elastic=0.012,

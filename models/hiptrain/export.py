@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ import torch
 from hipscore import hips, phantom
 from hipscore.domain import FloatArray, PlaneSpec
 from hiptrain.networks import Probability, restore_network
+from hiptrain.origin import Origin, checkpoints, told
 from hiptrain.specs import LOCALISER, MARGIN_MM, SEGMENTER
 
 FORMAT = 1
 FILES = {"localiser": "localiser.onnx", "segmenter": "model.onnx"}
 #: opset every onnxruntime since 1.14 reads
 _OPSET = 18
+#: largest difference of probability between torch and the exported file
+PARITY = 1e-4
 #: reference inputs are rounded to this, so that they compress
 _GRAIN = 64.0
 
@@ -38,43 +41,45 @@ class About:
     id: str
     version: str
     name: str
-    trained_on: str
-    training_series: Sequence[str] = ()
-    held_out_series: Sequence[str] = ()
-    data: Mapping[str, object] = field(default_factory=dict)
+    #: what was kept from every step and choice, to be measured on at the end
+    unseen: Sequence[str] = ()
     thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5)
     localiser_threshold: float = 0.5
     min_confidence: float = 0.75
     tolerance: float = 0.02
 
 
-def export(run: Path, out: Path, about: About) -> Path:
-    """Write a bundle from ``localiser.best.pt`` and ``segmenter.best.pt`` of a run.
+def export(runs: Sequence[Path], out: Path, about: About) -> Path:
+    """Write a bundle from the best localiser and the best segmenter of ``runs``.
 
     Raises
     ------
     FileNotFoundError
-        If a checkpoint is missing.
+        If no run has a checkpoint of one of them.
+    ValueError
+        If an exported file does not answer like its network, or a network takes other
+        pictures than :mod:`hiptrain.specs` describes.
     """
+    saved = checkpoints(runs)
     out.mkdir(parents=True, exist_ok=True)
     pictures = reference_pictures()
-    recipes, reference = {}, {}
+    reference = {}
     for task, name in FILES.items():
-        saved = torch.load(run / f"{task}.best.pt", weights_only=True)
-        model = Probability(restore_network(saved)).eval()
+        model = Probability(restore_network(saved[task])).eval()
         given = pictures[task]
+        if saved[task]["design"]["inputs"] != given.shape[1]:
+            raise ValueError(
+                f"the {task} takes {saved[task]['design']['inputs']} neighbouring slices, this "
+                f"version pictures {given.shape[1]}: train it anew"
+            )
         write_onnx(model, given, out / name)
+        check_parity(model, given, out / name)
         with torch.no_grad():
             answer = model(torch.from_numpy(given)).numpy()
         reference[f"{task}_input"] = given.astype(np.float16)
         reference[f"{task}_output"] = answer.astype(np.float16)
-        recipes[task] = saved["recipe"] | {
-            "design": saved["design"],
-            "best_epoch": saved["best_epoch"],
-            "validation_dice": round(saved["best"], 4),
-        }
     np.savez_compressed(out / "reference.npz", allow_pickle=False, **reference)
-    described = describe(out, about, recipes)
+    described = describe(out, about, told(saved))
     (out / "bundle.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     return out
 
@@ -96,6 +101,36 @@ def write_onnx(model: Any, pictures: FloatArray, path: Path) -> None:
     )
 
 
+def check_parity(model: Any, pictures: FloatArray, path: Path) -> float:
+    """Largest difference of probability between ``model`` and its file, for three batch sizes.
+
+    The pictures are given as they are and with noise, which leaves a network in doubt.
+
+    Raises
+    ------
+    ValueError
+        If the difference exceeds :data:`PARITY`.
+    """
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for batch in (1, 2, 5):
+        given = np.repeat(pictures[:1], batch, axis=0)
+        given[1:] += 0.3 * rng.standard_normal(given[1:].shape, dtype=np.float32)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(given)).numpy()
+        (answer,) = session.run(None, {"pictures": given})
+        worst = max(worst, float(np.abs(answer - expected).max()))
+    if not worst <= PARITY:
+        raise ValueError(
+            f"{path.name} answers differently from its network: probabilities differ by up to "
+            f"{worst:.1e}, at most {PARITY:g} is accepted; try another torch or onnx release"
+        )
+    return worst
+
+
 def reference_pictures() -> dict[str, FloatArray]:
     """One picture for each network, of a phantom: anyone can make them again."""
     made = phantom.synthesise(seed=0, rows=256, slices=20, supersampling=1)
@@ -114,7 +149,7 @@ def _rounded(pictures: FloatArray) -> FloatArray:
     return result
 
 
-def describe(folder: Path, about: About, recipes: Mapping[str, object]) -> dict[str, object]:
+def describe(folder: Path, about: About, origin: Origin) -> dict[str, object]:
     """Contents of ``bundle.json`` for the files in ``folder``."""
     names = sorted([*FILES.values(), "reference.npz"])
     return {
@@ -122,7 +157,7 @@ def describe(folder: Path, about: About, recipes: Mapping[str, object]) -> dict[
         "id": about.id,
         "version": about.version,
         "name": about.name,
-        "trained_on": about.trained_on,
+        "trained_on": origin.trained_on,
         "normalisation": "log1p(x / reference), clipped at 20 x reference; see hipscore.hips",
         "localiser": _picture(LOCALISER)
         | {
@@ -139,10 +174,11 @@ def describe(folder: Path, about: About, recipes: Mapping[str, object]) -> dict[
         "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
         "reference": {"tolerance": about.tolerance},
         "training": {
-            "training_series": list(about.training_series),
-            "held_out_series": list(about.held_out_series),
-            "data": dict(about.data),
-            "networks": dict(recipes),
+            "training_series": list(origin.training),
+            "held_out_series": list(origin.held_out),
+            "unseen_series": list(about.unseen),
+            "data": origin.data,
+            "networks": origin.networks,
         },
     }
 

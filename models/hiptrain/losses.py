@@ -2,9 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hiptrain.networks.pointrend import sampled
+
+
+def loss_of(network: Any, pictures: Tensor, truth: Tensor) -> Tensor:
+    """Run a network and measure its answer; the caller enters autocast if it wants it.
+
+    Parameters
+    ----------
+    network
+        From :func:`hiptrain.networks.build`.
+    pictures
+        ``(B, C, H, W)``.
+    truth
+        ``(B, K, H, W)`` share of each pixel inside each structure, 0 to 1.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32. A network that renders points learns from its coarse answer and
+        from random points; in evaluation mode its refined answer is measured like any
+        other network's, so that the figure is without chance and comparable.
+    """
+    if network.design.point_rend and network.training:
+        return point_loss(network, pictures, truth)
+    return loss_of_answer(network, network(pictures), truth)
+
+
+def loss_of_answer(network: Any, raw: Tensor, truth: Tensor) -> Tensor:
+    """The loss of raw outputs ``(B, K, H, W)``, by what they mean in this network."""
+    return (sided_loss if network.design.sides else segmentation_loss)(raw, truth)
+
+
+def point_loss(network: Any, pictures: Tensor, truth: Tensor) -> Tensor:
+    """Loss of the coarse answer plus that of points drawn where it is uncertain.
+
+    After Kirillov et al. 2020, section 3.3; arguments as in :func:`loss_of`.
+    """
+    features = network.body(pictures)
+    coarse = network.head.coarse(features)
+    doubtful = network.head.draw(coarse)
+    found = network.head.at(doubtful, coarse, features)
+    # what is not looked at again is interpolated: that is what the coarse answer must be good for
+    whole = F.interpolate(coarse, size=truth.shape[2:], mode="bilinear")
+    there = sampled(truth, doubtful)
+    return segmentation_loss(whole, truth) + segmentation_loss(
+        found.unsqueeze(3), there.unsqueeze(3)
+    )
 
 
 def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:

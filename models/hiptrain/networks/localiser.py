@@ -1,51 +1,18 @@
-"""The networks: small 2D U-Nets on pictures with neighbouring slices as channels.
+"""The localiser's network: a plain U-Net that may know left from right.
 
 Shapes: ``(B, C, H, W)`` pictures in, ``(B, K, H, W)`` logits out, H and W multiples of
-``2 ** depth``. :class:`Probability` adds the sigmoid that the exported graph carries.
+``stem * 2 ** depth``.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """Size of a U-Net. Level ``k`` has ``width * min(2**k, widest)`` channels.
-
-    ``stem`` 2 halves the picture before the first level and doubles the result: a large
-    structure needs no finer look. ``across`` tells the network, at its entry, its
-    bottom and its end, the position from left (-1) to right (1): a body is nearly its own
-    mirror image, and sides must not be confused. ``sides`` makes the two raw outputs mean
-    "head" and "right one"; see :func:`per_side`.
-    """
-
-    inputs: int
-    outputs: int
-    width: int
-    depth: int = 4
-    widest: int = 6
-    stem: int = 1
-    across: bool = False
-    sides: bool = False
-
-    def channels(self) -> list[int]:
-        return [self.width * min(2**level, self.widest) for level in range(self.depth + 1)]
-
-    def as_dict(self) -> dict[str, int | bool]:
-        return asdict(self)
-
-
-LOCALISER_DESIGN = Design(
-    inputs=3, outputs=2, width=16, depth=4, widest=4, stem=2, across=True, sides=True
-)
-SEGMENTER_DESIGN = Design(inputs=3, outputs=3, width=16, depth=4, widest=8)
+from hiptrain.networks.design import Design
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
@@ -70,10 +37,10 @@ class UNet(nn.Module):
         inputs = entry = design.inputs + extra
         self.stem: nn.Module = nn.Identity()
         self.rise: nn.Module = nn.Identity()
-        if design.stem > 1:
+        if design.step > 1:
             entry = design.width
-            self.stem = nn.Conv2d(inputs, entry, 2 * design.stem - 1, design.stem, 1)
-            self.rise = nn.ConvTranspose2d(channels[0], channels[0], design.stem, design.stem)
+            self.stem = nn.Conv2d(inputs, entry, 2 * design.step - 1, design.step, 1)
+            self.rise = nn.ConvTranspose2d(channels[0], channels[0], design.step, design.step)
         sizes = [*pairwise([entry, *channels])]
         sizes[-1] = (sizes[-1][0] + extra, sizes[-1][1])
         self.down = nn.ModuleList(_block(a, b) for a, b in sizes)
@@ -118,25 +85,3 @@ def per_side(raw: Tensor) -> Tensor:
     both = torch.cat([raw[:, 1:], -raw[:, 1:]], dim=1)
     log_share = (head + F.logsigmoid(both)).clamp(max=-1e-6)
     return log_share - torch.log(-torch.expm1(log_share))
-
-
-class Probability(nn.Module):
-    """A network whose output is probability: what is exported."""
-
-    def __init__(self, network: UNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        raw = self.network(pictures)
-        if not self.network.design.sides:
-            return torch.sigmoid(raw)
-        head, right = torch.sigmoid(raw[:, :1]), torch.sigmoid(raw[:, 1:])
-        return torch.cat([head * right, head * (1.0 - right)], dim=1)
-
-
-def restore_network(saved: dict[str, Any]) -> UNet:
-    """Build the network of a checkpoint (``design`` and ``weights``), in evaluation mode."""
-    network = UNet(Design(**saved["design"]))
-    network.load_state_dict(saved["weights"])
-    return network.eval()
