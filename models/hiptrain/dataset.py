@@ -1,187 +1,68 @@
-"""The training set: semi-real series and phantoms, cut into the networks' pictures.
+"""Data sets as folders of NumPy files: the pictures both networks learn from.
 
-Pictures are cut by :mod:`hipscore.hips`, the code that cuts them in the service. One
-file per series (``<name>.npz``) holds
+One file a series (``<name>.npz``), and ``set.json`` with what made them. Arrays of a file,
+all optional but ``about``:
 
-``planes`` (Z, H, W) float16, normalised, and ``plane_masks`` (Z, 2, H, W) uint8, right
-and left head, 255 = inside; ``slice_mm`` says how far apart;
-``crops`` (N, C, H, W) float16 and ``crop_masks`` (N, K, H, W) uint8 of both hips.
+``about``
+    JSON text: ``name``, ``patient``, ``kind`` (one of :data:`KINDS`).
+``planes``, ``plane_masks``, ``slice_mm``
+    ``(Z, H, W)`` float16 pictures of the localiser, ``(Z, 2, H, W)`` uint8 sections of the
+    right and the left head (255 = inside), and the slice distance in mm.
+``crops``, ``crop_masks``, ``crop_hips``
+    ``(N, C, H, W)`` float16 pictures of the segmenter, ``(N, K, H, W)`` uint8 structures
+    (K as :class:`hipscore.domain.Channel`), and ``(N,)`` the number of the hip in the series.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hipscore import hips, phantom
+from hipscore import hips
 from hipscore.domain import Hip, Masks, Side, Volume
-from hipscore.phantom import Burden
-from hiptrain.anatomy import Anatomy, Bend, deform, find_series, load, read_heads, sphere_of
+from hiptrain.anatomy import sphere_of
 from hiptrain.specs import LOCALISER, MARGIN_MM, SEGMENTER
-from hiptrain.synthesise import Options, semireal
 
+#: real anatomy in STIR-like contrast | T1 as it is | phantom | no hip | users' own
+KINDS = ("semireal", "plain", "phantom", "stranger", "annotated")
 _SIDES = (Side.RIGHT, Side.LEFT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How much to make of what. ``draws`` and ``plain`` count series per anatomy."""
+class CaseFile:
+    """One series of a data set. Series of one patient never train and test each other."""
 
-    draws: int = 20
-    plain: int = 2
-    phantoms: int = 40
-    strangers: int = 30
-    seed: int = 1
+    path: Path
+    name: str
+    patient: str
+    kind: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One file of the training set."""
+class Pictures:
+    """Inputs ``(N, C, H, W)`` float16 and truths ``(N, K, H, W)`` uint8 (255 = inside).
 
-    name: str
-    kind: str
-    draw: int
-    seed: tuple[int, ...]
-    source: Path | None = None
+    ``patients`` ``(N,)`` names whose picture each is, ``hips`` ``(N,)`` numbers the hip (for
+    the localiser: the series) through all cases.
+    """
 
+    inputs: NDArray[np.float16]
+    truths: NDArray[np.uint8]
+    patients: NDArray[np.str_]
+    hips: NDArray[np.int64]
 
-def plan_jobs(source: Path, names: Sequence[str], plan: Plan) -> list[Job]:
-    """The files to make, in an order that mixes kinds."""
-    found = find_series(source)
-    missing = sorted(set(names) - set(found))
-    if missing:
-        raise ValueError(f"{source} lacks the series {', '.join(missing)}")
-    jobs = [
-        Job(
-            name=f"{kind}-{name}-{draw:03d}",
-            kind=kind,
-            draw=draw,
-            seed=(plan.seed, number, draw, kind == "plain"),
-            source=found[name],
-        )
-        for kind, count in (("semireal", plan.draws), ("plain", plan.plain))
-        for draw in range(count)
-        for number, name in enumerate(names)
-    ]
-    for kind, count in (("phantom", plan.phantoms), ("stranger", plan.strangers)):
-        jobs += [
-            Job(name=f"{kind}-{draw:03d}", kind=kind, draw=draw, seed=(plan.seed, 999, draw))
-            for draw in range(count)
-        ]
-    order = np.random.default_rng(plan.seed).permutation(len(jobs))
-    return [jobs[index] for index in order]
+    def __len__(self) -> int:
+        return len(self.inputs)
 
-
-def build(
-    jobs: Sequence[Job],
-    heads_file: Path,
-    out: Path,
-    *,
-    workers: int,
-    done: Callable[[int], object] = lambda _: None,
-) -> None:
-    """Make the files that are not there yet; ``done(1)`` is called after each."""
-    out.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        for _ in pool.map(partial(_make, heads_file=heads_file, out=out), jobs):
-            done(1)
-
-
-def _make(job: Job, *, heads_file: Path, out: Path) -> None:
-    target = out / f"{job.name}.npz"
-    if target.exists():
-        return
-    rng = np.random.default_rng(job.seed)
-    volume, masks = _MAKERS[job.kind](job, heads_file, rng)
-    arrays = (
-        {"planes": np.zeros(0)}
-        if job.kind == "semireal" and job.draw % 2
-        else planes_of(volume, masks)
-    )
-    if job.kind in {"semireal", "phantom"} and masks:
-        arrays |= crops_of(volume, masks, rng)
-    partial_file = target.with_suffix(".part.npz")
-    np.savez(partial_file, allow_pickle=False, **arrays)
-    partial_file.rename(target)
-
-
-_anatomies: dict[Path, Anatomy] = {}
-
-
-def _anatomy(job: Job, heads_file: Path) -> Anatomy:
-    assert job.source is not None  # noqa: S101 - plan_jobs gives these kinds a source
-    if job.source not in _anatomies:
-        _anatomies[job.source] = load(job.source, read_heads(heads_file))[1]
-    return _anatomies[job.source]
-
-
-def _make_semireal(
-    job: Job, heads_file: Path, rng: np.random.Generator
-) -> tuple[Volume, tuple[Masks, ...]]:
-    bend = Bend() if rng.random() < 0.8 else None
-    made = semireal(_anatomy(job, heads_file), rng, Options(bend=bend))
-    return made.volume, made.masks
-
-
-def _make_plain(
-    job: Job, heads_file: Path, rng: np.random.Generator
-) -> tuple[Volume, tuple[Masks, ...]]:
-    """The T1 image itself, bent: finding hips must not depend on the contrast."""
-    anatomy = _anatomy(job, heads_file)
-    masks = []
-    for hip, head in zip(anatomy.hips, anatomy.heads, strict=True):
-        voxels = np.zeros((3, *head.shape), dtype=np.bool_)
-        voxels[0] = head
-        masks.append(Masks(side=hip.side, voxels=voxels))
-    return deform(anatomy.volume, masks, rng, Bend())
-
-
-def _make_phantom(
-    job: Job, _heads_file: Path, rng: np.random.Generator
-) -> tuple[Volume, tuple[Masks, ...]]:
-    sides = _SIDES if rng.random() < 0.75 else (_SIDES[int(rng.integers(2))],)
-    rows = int(rng.choice([256, 320, 384]))
-    made = phantom.synthesise(
-        seed=10_000 + 1000 * job.seed[0] + job.draw,
-        burden=Burden(rng.choice([item.value for item in Burden])),
-        hips=sides,
-        rows=rows,
-        slice_mm=float(rng.uniform(3.0, 5.0)),
-        gap_mm=float(rng.uniform(0.0, 1.2)),
-        slices=int(rng.integers(18, 27)),
-        tilt_deg=(float(rng.normal(0, 4)), float(rng.normal(0, 4))),
-        supersampling=2,
-    )
-    return made.volume, made.masks
-
-
-def _make_stranger(
-    job: Job, _heads_file: Path, rng: np.random.Generator
-) -> tuple[Volume, tuple[Masks, ...]]:
-    """A brain: no hip in it."""
-    made = phantom.synthesise(
-        seed=50_000 + 1000 * job.seed[0] + job.draw,
-        anatomy="brain",
-        rows=256,
-        pixel_mm=float(rng.uniform(0.8, 1.3)),
-        slice_mm=float(rng.uniform(3.0, 6.0)),
-        supersampling=1,
-    )
-    return made.volume, ()
-
-
-_MAKERS = {
-    "semireal": _make_semireal,
-    "plain": _make_plain,
-    "phantom": _make_phantom,
-    "stranger": _make_stranger,
-}
+    def shows_something(self) -> NDArray[np.bool_]:
+        """Which pictures have a structure in them, ``(N,)``."""
+        return self.truths.reshape(len(self.truths), -1).max(axis=1) > 127
 
 
 def planes_of(volume: Volume, masks: Sequence[Masks]) -> dict[str, NDArray[np.generic]]:
@@ -203,8 +84,8 @@ def crops_of(
     volume: Volume, masks: Sequence[Masks], rng: np.random.Generator
 ) -> dict[str, NDArray[np.generic]]:
     """Pictures of the segmenter around hips located with the localiser's inaccuracy."""
-    pictures, truth = [], []
-    for item in masks:
+    pictures, truth, numbers = [], [], []
+    for number, item in enumerate(masks):
         if not item.voxels[0].any():
             continue
         hip = jittered(sphere_of(item, volume.grid), rng)
@@ -212,14 +93,19 @@ def crops_of(
         pictures.append(hips.crops(volume, crop).astype(np.float16))
         channels = [hips.sample(each.astype(np.float32), crop) for each in item.voxels]
         truth.append(np.rint(np.stack(channels, axis=1) * 255).astype(np.uint8))
+        numbers.append(np.full(len(pictures[-1]), number))
     if not pictures:
         return {}
-    return {"crops": np.concatenate(pictures), "crop_masks": np.concatenate(truth)}
+    return {
+        "crops": np.concatenate(pictures),
+        "crop_masks": np.concatenate(truth),
+        "crop_hips": np.concatenate(numbers),
+    }
 
 
 def jittered(hip: Hip, rng: np.random.Generator) -> Hip:
     """A hip located with an error of a few mm."""
-    x, y, z = np.asarray(hip.centre_mm) + rng.normal(0.0, 3.0, 3)
+    x, y, z = np.asarray(hip.centre_mm) + rng.normal(0.0, 2.0, 3)
     return Hip(
         side=hip.side,
         centre_mm=(float(x), float(y), float(z)),
@@ -228,40 +114,101 @@ def jittered(hip: Hip, rng: np.random.Generator) -> Hip:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
-    """Inputs ``(N, C, H, W)`` float16 and truths ``(N, K, H, W)`` uint8 (255 = inside)."""
-
-    inputs: NDArray[np.float16]
-    truths: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def shows_something(self) -> NDArray[np.bool_]:
-        """Which pictures have a structure in them, ``(N,)``."""
-        return self.truths.reshape(len(self.truths), -1).max(axis=1) > 127
+def save_case(
+    path: Path, about: Mapping[str, object], arrays: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Write one series: all of it or nothing. ``about`` has ``name``, ``patient``, ``kind``."""
+    if about.get("kind") not in KINDS or not about.get("name") or not about.get("patient"):
+        raise ValueError(f"a case needs name, patient and a kind of {', '.join(KINDS)}: {about}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
+    part.rename(path)
 
 
-def read_crops(folder: Path) -> Pictures:
+def list_cases(folders: Iterable[Path]) -> list[CaseFile]:
+    """The series of one or several data sets, by name.
+
+    Raises
+    ------
+    ValueError
+        If a folder holds none, or a file is not of a data set.
+    """
+    cases = []
+    for folder in folders:
+        paths = sorted(folder.glob("*.npz"))
+        if not paths:
+            raise ValueError(
+                f"{folder} holds no data set; make one with 'hiptrain prepare' or "
+                "'hiptrain annotated'"
+            )
+        cases += [_case(path) for path in paths]
+    return cases
+
+
+def _case(path: Path) -> CaseFile:
+    try:
+        with np.load(path) as arrays:
+            about = json.loads(str(arrays["about"]))
+        return CaseFile(path=path, name=about["name"], patient=about["patient"], kind=about["kind"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a file of a data set ({error})") from error
+
+
+def read_set(folder: Path) -> dict[str, Any]:
+    """What made a data set: the content of its ``set.json``; empty where there is none."""
+    path = folder / "set.json"
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return content
+
+
+def read_crops(cases: Sequence[CaseFile]) -> Pictures:
     """Load all pictures of the segmenter."""
-    inputs, truths = [], []
-    for arrays in _files(folder):
-        if "crops" in arrays:
-            inputs.append(arrays["crops"])
-            truths.append(arrays["crop_masks"])
-    return Pictures(inputs=np.concatenate(inputs), truths=np.concatenate(truths))
+    return _gathered(cases, _crops, "crops of hips")
 
 
-def read_planes(folder: Path) -> Pictures:
+def read_planes(cases: Sequence[CaseFile]) -> Pictures:
     """Load all pictures of the localiser."""
-    inputs, truths = [], []
-    for arrays in _files(folder):
-        if arrays["planes"].size:
-            planes = arrays["planes"].astype(np.float16, copy=False)
-            inputs.append(with_context(planes, float(arrays["slice_mm"])))
-            truths.append(arrays["plane_masks"])
-    return Pictures(inputs=np.concatenate(inputs), truths=np.concatenate(truths))
+    return _gathered(cases, _planes, "whole slices")
+
+
+def _gathered(cases: Sequence[CaseFile], read: Any, what: str) -> Pictures:
+    inputs, truths, patients, numbers = [], [], [], []
+    count = 0
+    for case in cases:
+        with np.load(case.path) as arrays:
+            found = read(arrays)
+        if found is None:
+            continue
+        pictures, truth, own = found
+        inputs.append(pictures)
+        truths.append(truth)
+        patients.append(np.full(len(pictures), case.patient))
+        numbers.append(own + count)
+        count += int(own.max()) + 1
+    if not inputs:
+        raise ValueError(f"none of the {len(cases)} series has {what}")
+    return Pictures(
+        inputs=np.concatenate(inputs),
+        truths=np.concatenate(truths),
+        patients=np.concatenate(patients),
+        hips=np.concatenate(numbers).astype(np.int64),
+    )
+
+
+def _crops(arrays: Any) -> tuple[Any, Any, Any] | None:
+    if "crops" not in arrays:
+        return None
+    return arrays["crops"], arrays["crop_masks"], arrays["crop_hips"]
+
+
+def _planes(arrays: Any) -> tuple[Any, Any, Any] | None:
+    if "planes" not in arrays:
+        return None
+    planes = arrays["planes"]
+    pictures = with_context(planes, float(arrays["slice_mm"]))
+    return pictures, arrays["plane_masks"], np.zeros(len(planes), dtype=np.int64)
 
 
 def with_context(planes: NDArray[np.float16], slice_mm: float) -> NDArray[np.float16]:
@@ -270,12 +217,3 @@ def with_context(planes: NDArray[np.float16], slice_mm: float) -> NDArray[np.flo
     half = LOCALISER.context // 2
     index = np.arange(len(planes))[:, None] + step * np.arange(-half, half + 1)
     return planes[np.clip(index, 0, len(planes) - 1)]
-
-
-def _files(folder: Path) -> Iterator[dict[str, NDArray[np.generic]]]:
-    paths = sorted(path for path in folder.glob("*.npz") if ".part" not in path.name)
-    if not paths:
-        raise ValueError(f"{folder} holds no training set; make one with 'hiptrain fit'")
-    for path in paths:
-        with np.load(path) as arrays:
-            yield dict(arrays)

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import click
 
+from hiptrain.cli.agreement import agreement
+from hiptrain.cli.annotated import annotated
+from hiptrain.cli.crossval import crossval
 from hiptrain.cli.evaluate import evaluate
-from hiptrain.cli.export import export
+from hiptrain.cli.export import card, export
 from hiptrain.cli.fit import fit
+from hiptrain.cli.prepare import prepare
+from hiptrain.cli.review import review
 from hiptrain.cli.synthesise import synthesise
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Lists commands in the order of the work, not of the alphabet."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Make training data, train and measure the networks of hipscore."""
 
 
-for command in (synthesise, fit, evaluate, export):
+for command in (
+    synthesise,
+    prepare,
+    annotated,
+    fit,
+    crossval,
+    evaluate,
+    export,
+    card,
+    review,
+    agreement,
+):
     main.add_command(command)

@@ -7,14 +7,13 @@ from typing import Any
 
 import click
 
-#: series kept out of training, so that there is something honest to measure on
-HELD_OUT = ("series_09", "series_17", "series_22")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 SOURCE = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def source_options(command: Any) -> Any:
+    """Add --source and --heads: where the T1 series and their heads are."""
     heads = click.option(
         "--heads", required=True, type=FILE, help="femoral_heads.csv: a sphere for every head"
     )
@@ -28,6 +27,7 @@ def source_options(command: Any) -> Any:
 
 
 def chosen(source: Path, series: tuple[str, ...]) -> dict[str, Path]:
+    """The named series of a folder, or all of them, by name; a wrong name is one clear error."""
     from hiptrain.anatomy import find_series
 
     try:
