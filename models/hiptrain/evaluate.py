@@ -2,223 +2,339 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
-from hipscore import hips, phantom
-from hipscore.domain import Channel, Hip, Masks, Segmenter, Volume
+from hipscore import phantom, pipeline, scoring
+from hipscore.domain import BoolArray, Channel, Findings, Hip, Masks, Segmenter, Volume
 from hipscore.phantom import Burden
-from hipscore.scoring import score_hip
+from hiptrain import corruptions
 from hiptrain.anatomy import Anatomy, sphere_of
+from hiptrain.figures import CaseFigures, HipFigures, Summary, group
+from hiptrain.metrics import dice as overlap_of
+from hiptrain.metrics import overlap
 from hiptrain.synthesise import Options, semireal
 
-#: hips with less lesion than this are lesion-free, mL
-_CLEAN_ML = 0.001
+__all__ = ["Case", "Refusal", "evaluate", "overlap_of", "robustness"]
+
+Scene: TypeAlias = tuple[Volume, tuple[Masks, ...]]
+Done: TypeAlias = Callable[[int], object]
+
+#: the name of the uncorrupted series among the corruptions
+AS_MADE = "as made"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A series and its truth."""
+    """A series with its truth, made when it is needed: many do not fit into memory."""
 
     name: str
-    volume: Volume
-    masks: tuple[Masks, ...]
+    patient: str
+    burden: str
+    make: Callable[[], Scene]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HipFigures:
-    """One hip: how far the result is from the truth. None where it was not found."""
+class Analysed:
+    """What the service makes of a volume; ``masks`` run parallel to ``located``."""
 
-    case: str
-    side: str
-    centre_error_mm: float | None
-    head_dice: float | None = None
-    bme_dice: float | None = None
-    synovitis_dice: float | None = None
-    bme_ml: float = 0.0
-    synovitis_ml: float = 0.0
-    found_bme_ml: float = 0.0
-    found_synovitis_ml: float = 0.0
-    score: float | None = None
-    found_score: float | None = None
+    located: tuple[Hip, ...]
+    masks: tuple[Masks, ...]
+    findings: Findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """What became of a series without hips. ``score`` is None where it was refused."""
+
+    name: str
+    kind: str
+    hips: int
+    reason: str | None
+    score: float | None
+    remarks: tuple[str, ...]
+
+    @property
+    def refused(self) -> bool:
+        return self.score is None
 
 
 def semireal_cases(
-    anatomies: Sequence[tuple[str, Anatomy]], *, draws: int, seed: int
+    anatomies: Sequence[tuple[str, Anatomy]],
+    *,
+    draws: int,
+    seed: int,
+    fat: tuple[float, float] | None = Options().fat,
 ) -> list[Case]:
-    """Every anatomy with every burden, ``draws`` times, in its real shape."""
-    cases = []
-    for number, (name, anatomy) in enumerate(anatomies):
-        for draw in range(draws):
-            for index, burden in enumerate(Burden):
-                rng = np.random.default_rng((seed, number, draw, index))
-                made = semireal(anatomy, rng, Options(burden=burden))
-                label = f"{name}-{burden.value}-{draw}"
-                cases.append(Case(name=label, volume=made.volume, masks=made.masks))
-    return cases
+    """Every anatomy with every burden, ``draws`` times, in its real shape.
+
+    ``fat`` is the range of fat's signal, muscle = 1.
+    """
+
+    def make(anatomy: Anatomy, burden: Burden, key: tuple[int, ...]) -> Scene:
+        options = Options(burden=burden, fat=fat)
+        made = semireal(anatomy, np.random.default_rng(key), options)
+        return made.volume, made.masks
+
+    return [
+        Case(
+            name=f"{name}-{burden.value}-{draw}",
+            patient=name,
+            burden=burden.value,
+            make=partial(make, anatomy, burden, (seed, number, draw, index)),
+        )
+        for number, (name, anatomy) in enumerate(anatomies)
+        for draw in range(draws)
+        for index, burden in enumerate(Burden)
+    ]
 
 
 def plain_cases(anatomies: Sequence[tuple[str, Anatomy]]) -> list[Case]:
     """The T1 images as they are: hips must be found in any contrast."""
-    cases = []
-    for name, anatomy in anatomies:
+
+    def make(anatomy: Anatomy) -> Scene:
         masks = []
         for hip, head in zip(anatomy.hips, anatomy.heads, strict=True):
             voxels = np.zeros((len(Channel), *head.shape), dtype=np.bool_)
             voxels[Channel.FEMORAL_HEAD] = head
             masks.append(Masks(side=hip.side, voxels=voxels))
-        cases.append(Case(name=f"{name}-t1", volume=anatomy.volume, masks=tuple(masks)))
-    return cases
+        return anatomy.volume, tuple(masks)
+
+    return [
+        Case(name=f"{name}-t1", patient=name, burden="", make=partial(make, anatomy))
+        for name, anatomy in anatomies
+    ]
 
 
 def phantom_cases(count: int, *, seed: int) -> list[Case]:
     """Phantoms of all burdens in turn."""
+
+    def make(number: int, burden: Burden) -> Scene:
+        made = phantom.synthesise(seed=number, burden=burden)
+        return made.volume, made.masks
+
     burdens = list(Burden)
-    cases = []
-    for number in range(count):
-        made = phantom.synthesise(seed=seed + number, burden=burdens[number % len(burdens)])
-        cases.append(
-            Case(
-                name=f"phantom-{seed + number}-{burdens[number % len(burdens)].value}",
-                volume=made.volume,
-                masks=made.masks,
-            )
+    return [
+        Case(
+            name=f"phantom-{seed + index}-{(burden := burdens[index % len(burdens)]).value}",
+            patient=f"phantom-{seed + index}",
+            burden=burden.value,
+            make=partial(make, seed + index, burden),
         )
-    return cases
+        for index in range(count)
+    ]
+
+
+def analyse(volume: Volume, segmenter: Segmenter) -> Analysed:
+    """Locate, segment, score and remark upon a volume as the service does."""
+    masks, findings = pipeline.examine(volume, segmenter)
+    located = tuple(item.hip for item in findings.hips)
+    return Analysed(located=located, masks=masks, findings=findings)
 
 
 def evaluate(
-    cases: Sequence[Case], segmenter: Segmenter, done: Callable[[int], object] = lambda _: None
-) -> list[HipFigures]:
-    """Locate, segment and score every case; compare with the truth."""
+    cases: Iterable[Case],
+    segmenter: Segmenter,
+    *,
+    segmenting: bool = True,
+    done: Done = lambda _: None,
+) -> list[CaseFigures]:
+    """Analyse every case and compare with its truth; ``done(1)`` is called after each.
+
+    ``segmenting`` False measures only where hips are found.
+    """
     figures = []
     for case in cases:
-        found = {hip.side: hip for hip in hips.locate(case.volume, segmenter)}
-        figures += [_compare(case, item, found.get(item.side), segmenter) for item in case.masks]
+        volume, truth = case.make()
+        figures.append(measure(case, volume, truth, segmenter, segmenting=segmenting))
         done(1)
     return figures
 
 
-def _compare(case: Case, truth: Masks, hip: Hip | None, segmenter: Segmenter) -> HipFigures:
-    real = sphere_of(truth, case.volume.grid)
-    ml = case.volume.grid.voxel_ml
-    volumes = [float(truth.voxels[channel].sum() * ml) for channel in Channel]
-    if hip is None:
-        return HipFigures(
-            case=case.name,
-            side=truth.side.value,
-            centre_error_mm=None,
-            bme_ml=volumes[1],
-            synovitis_ml=volumes[2],
-        )
-    masks = hips.segment(case.volume, hip, segmenter)
-    scored = score_hip(case.volume, hip, masks)
-    wanted = score_hip(case.volume, real, truth)
-    overlap = [overlap_of(truth.voxels[channel], masks.voxels[channel]) for channel in Channel]
-    return HipFigures(
-        case=case.name,
-        side=truth.side.value,
-        centre_error_mm=float(np.linalg.norm(np.subtract(hip.centre_mm, real.centre_mm))),
-        head_dice=overlap[0],
-        bme_dice=overlap[1] if volumes[1] > _CLEAN_ML else None,
-        synovitis_dice=overlap[2] if volumes[2] > _CLEAN_ML else None,
-        bme_ml=volumes[1],
-        synovitis_ml=volumes[2],
-        found_bme_ml=scored.bme_ml,
-        found_synovitis_ml=scored.synovitis_ml,
-        score=wanted.unet_score,
-        found_score=scored.unet_score,
+def measure(
+    case: Case,
+    volume: Volume,
+    truth: Sequence[Masks],
+    segmenter: Segmenter,
+    *,
+    segmenting: bool = True,
+) -> CaseFigures:
+    """Compare what the service makes of one series with its truth."""
+    truth = [masks for masks in truth if masks.voxels[Channel.FEMORAL_HEAD].any()]
+    whole = analyse(volume, segmenter)
+    located = whole.located
+    analysed = whole if segmenting else None
+    partners = pair(volume, truth, located)
+    figures = CaseFigures(
+        name=case.name,
+        patient=case.patient,
+        burden=case.burden,
+        hips=tuple(
+            _hip(volume, masks, index, located, analysed)
+            for masks, index in zip(truth, partners, strict=True)
+        ),
+        false_hips=len(located) - sum(index is not None for index in partners),
+    )
+    if analysed is None:
+        return figures
+    wanted = [scoring.score_hip(volume, sphere_of(item, volume.grid), item) for item in truth]
+    findings = analysed.findings
+    return replace(
+        figures,
+        score=scoring.combine(wanted).unet_score,
+        found_score=findings.unet_score,
+        reason=None if findings.reason is None else findings.reason.code,
+        remarks=tuple(remark.code for remark in findings.quality),
     )
 
 
-def overlap_of(first: np.ndarray, second: np.ndarray) -> float:
-    """Dice of two masks; 1 where both are empty."""
-    total = int(first.sum()) + int(second.sum())
-    return 2.0 * int((first & second).sum()) / total if total else 1.0
+def pair(volume: Volume, truth: Sequence[Masks], located: Sequence[Hip]) -> list[int | None]:
+    """For every true hip the index of the located one that lies in its head, or None."""
+    indices: list[int | None] = []
+    for masks in truth:
+        real = sphere_of(masks, volume.grid)
+        away = [float(np.linalg.norm(np.subtract(h.centre_mm, real.centre_mm))) for h in located]
+        nearest = int(np.argmin(away)) if away else None
+        near = nearest is not None and away[nearest] <= real.radius_mm
+        indices.append(nearest if near else None)
+    return indices
 
 
-def summary(figures: Sequence[HipFigures]) -> dict[str, object]:
-    """The figures of merit of all hips together."""
-    errors = [item.centre_error_mm for item in figures if item.centre_error_mm is not None]
-    scores = np.array(
-        [
-            (item.score, item.found_score)
-            for item in figures
-            if item.score is not None and item.found_score is not None
-        ]
-    ).reshape(-1, 2)
-    clean_bme = [
-        item.found_bme_ml
-        for item in figures
-        if item.bme_ml <= _CLEAN_ML and item.head_dice is not None
-    ]
-    clean_synovitis = [
-        item.found_synovitis_ml
-        for item in figures
-        if item.synovitis_ml <= _CLEAN_ML and item.head_dice is not None
-    ]
-    difference = scores[:, 1] - scores[:, 0]
+def _hip(
+    volume: Volume,
+    truth: Masks,
+    index: int | None,
+    located: Sequence[Hip],
+    analysed: Analysed | None,
+) -> HipFigures:
+    """Compare one true hip with the located one at ``index``."""
+    real = sphere_of(truth, volume.grid)
+    hip = None if index is None else located[index]
+    away = None if hip is None else np.linalg.norm(np.subtract(hip.centre_mm, real.centre_mm))
+    figures = HipFigures(
+        side=truth.side.value,
+        found=hip is not None,
+        side_right=None if hip is None else hip.side is truth.side,
+        centre_error_mm=None if away is None else float(away),
+    )
+    if analysed is None:
+        return figures
+    found = np.zeros_like(truth.voxels) if index is None else analysed.masks[index].voxels
+    scored = None if index is None else analysed.findings.hips[index]
+    pairs = zip(structures_of(truth.voxels).items(), structures_of(found).values(), strict=True)
+    return replace(
+        figures,
+        structures={
+            name: overlap(own, other, volume.grid.spacing_mm) for (name, own), other in pairs
+        },
+        score=scoring.score_hip(volume, real, truth).unet_score,
+        found_score=None if scored is None else scored.unet_score,
+        reason=None if scored is None or scored.reason is None else scored.reason.code,
+    )
+
+
+def structures_of(voxels: BoolArray) -> dict[str, BoolArray]:
+    """The structures compared, ``(Z, Y, X)`` each, of masks ``(K, Z, Y, X)``."""
+    head, bme, synovitis = (voxels[channel] for channel in Channel)
+    return {"head": head, "bme": bme, "synovitis": synovitis, "lesion": bme | synovitis}
+
+
+def corrupted(case: Case, weak_fat: Case | None, *, seed: int) -> Iterator[tuple[str, Case]]:
+    """The series as it was made, then with every corruption, by name.
+
+    ``weak_fat`` is the same series synthesised with weakly suppressed fat.
+    """
+    scene = case.make()
+    yield AS_MADE, replace(case, make=lambda: scene)
+    for number, (name, corruption) in enumerate(corruptions.CORRUPTIONS.items()):
+        rng = np.random.default_rng((seed, number, *case.name.encode()))
+        yield name, replace(case, make=partial(corruption, *scene, rng))
+    if weak_fat is not None:
+        yield corruptions.WEAK_FAT_NAME, weak_fat
+
+
+def robustness(
+    cases: Sequence[Case],
+    weak_fat: Sequence[Case],
+    segmenter: Segmenter,
+    *,
+    seed: int,
+    done: Done = lambda _: None,
+) -> dict[str, list[CaseFigures]]:
+    """Figures of every case under every corruption, by corruption.
+
+    ``weak_fat`` runs parallel to ``cases``, or is empty.
+    """
+    figures: dict[str, list[CaseFigures]] = {}
+    for number, case in enumerate(cases):
+        weak = weak_fat[number] if weak_fat else None
+        for name, other in corrupted(case, weak, seed=seed):
+            figures.setdefault(name, []).extend(evaluate([other], segmenter))
+        done(1)
+    return figures
+
+
+def refuse(
+    series: Iterable[tuple[str, Volume]], segmenter: Segmenter, *, done: Done = lambda _: None
+) -> list[Refusal]:
+    """What becomes of series without hips, by their pixels alone.
+
+    The service also checks the protocol in the headers before; here every volume reaches
+    the networks. A name is ``KIND-NUMBER``.
+    """
+    found = []
+    for name, volume in series:
+        findings = analyse(volume, segmenter).findings
+        found.append(
+            Refusal(
+                name=name,
+                kind=name.rpartition("-")[0] or name,
+                hips=len(findings.hips),
+                reason=None if findings.reason is None else findings.reason.code,
+                score=findings.unet_score,
+                remarks=tuple(remark.code for remark in findings.quality),
+            )
+        )
+        done(1)
+    return found
+
+
+def refusal_summary(items: Sequence[Refusal]) -> Summary:
+    """Refused and total by kind, and the series that got a score."""
+    kinds = sorted({item.kind for item in items})
     return {
-        "hips": len(figures),
-        "hips_not_found": len(figures) - len(errors),
-        "centre_error_mm": _spread(errors),
-        "head_dice": _spread([item.head_dice for item in figures]),
-        "bme_dice": _spread([item.bme_dice for item in figures]),
-        "synovitis_dice": _spread([item.synovitis_dice for item in figures]),
-        "false_bme_ml": _spread(clean_bme),
-        "false_synovitis_ml": _spread(clean_synovitis),
-        "score_difference": _spread(difference.tolist()),
-        "score_absolute_difference": _spread(np.abs(difference).tolist()),
-        "score_correlation": (
-            round(float(np.corrcoef(scores.T)[0, 1]), 4)
-            if len(scores) > 2 and scores.std(axis=0).min() > 0
-            else None
-        ),
+        "total": len(items),
+        "refused": sum(item.refused for item in items),
+        "kinds": {
+            kind: {
+                "total": sum(item.kind == kind for item in items),
+                "refused": sum(item.kind == kind and item.refused for item in items),
+            }
+            for kind in kinds
+        },
+        "scored": [
+            {"name": item.name, "score": item.score, "hips": item.hips, "remarks": item.remarks}
+            for item in items
+            if not item.refused
+        ],
     }
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    known = np.array([value for value in values if value is not None])
-    if not known.size:
-        return None
+def report(
+    groups: dict[str, list[CaseFigures]],
+    *,
+    about: Summary,
+    robust: dict[str, list[CaseFigures]] | None = None,
+    refused: Sequence[Refusal] | None = None,
+) -> Summary:
+    """Everything that was measured, ready for JSON."""
     return {
-        "n": int(known.size),
-        "median": round(float(np.median(known)), 3),
-        "mean": round(float(known.mean()), 3),
-        "min": round(float(known.min()), 3),
-        "max": round(float(known.max()), 3),
+        **about,
+        "groups": {name: group(cases) for name, cases in groups.items()},
+        "corruptions": {name: group(cases) for name, cases in (robust or {}).items()},
+        "refusals": None if refused is None else refusal_summary(refused),
     }
-
-
-def table(groups: dict[str, dict[str, object]]) -> str:
-    """Summaries as a table, one column a group."""
-    names = list(groups)
-    rows = [["", *names]]
-    for key in next(iter(groups.values())):
-        row = [key.replace("_", " ")]
-        for name in names:
-            value = groups[name][key]
-            if isinstance(value, dict):
-                row.append(f"{value['median']:g} ({value['min']:g} to {value['max']:g})")
-            else:
-                row.append("-" if value is None else f"{value}")
-        rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
-def write_json(groups: dict[str, list[HipFigures]], path: Path) -> None:
-    """Summary and single figures of every group."""
-    content = {
-        name: {"summary": summary(figures), "hips": [asdict(item) for item in figures]}
-        for name, figures in groups.items()
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

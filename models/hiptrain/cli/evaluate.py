@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hiptrain.cli.common import HELD_OUT, SOURCE, chosen, source_options
+from hipscore.domain import RESEARCH_USE
+from hiptrain.cli.common import FOLDER, SOURCE, chosen, source_options
 
 if TYPE_CHECKING:
     from hiptrain.anatomy import Anatomy
+
+_TARGET = click.Path(dir_okay=False, path_type=Path)
+_COUNT = click.IntRange(min=0)
 
 
 @click.command()
 @source_options
 @click.option("--bundle", type=SOURCE, help="default: the shipped one")
-@click.option("--series", multiple=True, default=HELD_OUT, show_default=True)
-@click.option("--draws", default=1, show_default=True, help="of every burden, per series")
-@click.option("--phantoms", default=4, show_default=True)
-@click.option("--seed", default=20_000, show_default=True, type=click.IntRange(min=0))
-@click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--series",
+    multiple=True,
+    required=True,
+    help="T1 series to measure on, none of which trained the bundle (may be repeated)",
+)
+@click.option("--draws", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--phantoms", default=4, show_default=True, type=_COUNT)
+@click.option("--corruptions", is_flag=True, help="also every semi-real series in 10 bad ways")
+@click.option("--refusals", default=0, show_default=True, type=_COUNT, help="series without hips")
+@click.option("--seed", default=20_000, show_default=True, type=_COUNT)
+@click.option("--json", "target", type=_TARGET, help="everything, figures of single hips too")
+@click.option("--markdown", type=_TARGET, help="the tables")
+@click.option("--out", type=FOLDER, help="plots and pictures go here")
+@click.option("--pictures", default=0, show_default=True, type=_COUNT, help="worst hips to draw")
 def evaluate(
     *,
     source: Path,
@@ -29,34 +45,106 @@ def evaluate(
     series: tuple[str, ...],
     draws: int,
     phantoms: int,
+    corruptions: bool,
+    refusals: int,
     seed: int,
     target: Path | None,
+    markdown: Path | None,
+    out: Path | None,
+    pictures: int,
 ) -> None:
-    """Measure a bundle on series it was not trained on, through the service's own code."""
+    """Measure a bundle on series it was not trained on, through the service's own code.
+
+    Every series is given every burden of inflammation, --draws times; the T1 images as they
+    are measure how hips are found in any contrast.
+    """
     from hipscore.inference import BundleError, load_segmenter
+    from hiptrain import corruptions as corrupting
     from hiptrain import evaluate as measuring
+    from hiptrain import tables
     from hiptrain.anatomy import load, read_heads
 
+    if pictures and out is None:
+        raise click.ClickException("--pictures needs --out, the folder to write them to")
     try:
         segmenter = load_segmenter(bundle)
-    except BundleError as error:
+        spheres = read_heads(heads)
+        anatomies: list[tuple[str, Anatomy]] = [
+            (name, load(path, spheres)[1]) for name, path in chosen(source, series).items()
+        ]
+    except (BundleError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    spheres = read_heads(heads)
-    anatomies: list[tuple[str, Anatomy]] = [
-        (name, load(path, spheres)[1]) for name, path in chosen(source, series).items()
-    ]
+    cases = measuring.semireal_cases(anatomies, draws=draws, seed=seed)
     groups = {
-        "semi-real": measuring.semireal_cases(anatomies, draws=draws, seed=seed),
-        "T1": measuring.plain_cases(anatomies),
-        "phantom": measuring.phantom_cases(phantoms, seed=seed),
+        name: _measured(name, each, segmenter, segmenting=name != "T1, hips found only")
+        for name, each in {
+            "semi-real": cases,
+            "T1, hips found only": measuring.plain_cases(anatomies),
+            "phantom": measuring.phantom_cases(phantoms, seed=seed),
+        }.items()
+        if each
     }
-    figures = {}
-    for name, cases in groups.items():
-        if cases:
-            with click.progressbar(length=len(cases), label=name) as bar:
-                figures[name] = measuring.evaluate(cases, segmenter, done=bar.update)
-    click.echo(f"{segmenter.card.id} {segmenter.card.version}: median (smallest to largest)")
-    click.echo(measuring.table({name: measuring.summary(items) for name, items in figures.items()}))
+    robust = None
+    if corruptions:
+        weak = measuring.semireal_cases(anatomies, draws=draws, seed=seed, fat=corrupting.WEAK_FAT)
+        with click.progressbar(length=len(cases), label="corruptions") as bar:
+            robust = measuring.robustness(cases, weak, segmenter, seed=seed, done=bar.update)
+    bodies = [anatomy for _, anatomy in anatomies]
+    refused = _refused(refusals, seed, bodies, segmenter) if refusals else None
+    card = segmenter.card
+    about = {
+        "remark": RESEARCH_USE,
+        "bundle": {"id": card.id, "version": card.version, "sha256": card.sha256},
+        "series": sorted(name for name, _ in anatomies),
+        "draws": draws,
+        "seed": seed,
+    }
+    content = measuring.report(groups, about=about, robust=robust, refused=refused)
+    click.echo(f"{card.id} {card.version}. {RESEARCH_USE}.")
+    for table in tables.tables(content):
+        click.echo(f"\n{table.text()}")
+    for line in tables.unwarned(content) if corruptions else ():
+        click.echo(f"without a remark: {line}")
     if target is not None:
-        measuring.write_json(figures, target)
-        click.echo(f"single figures in {target}")
+        target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"everything in {target}")
+    if markdown is not None:
+        markdown.write_text(tables.markdown(content), encoding="utf-8")
+        click.echo(f"tables in {markdown}")
+    if out is not None:
+        _draw(groups["semi-real"], cases, segmenter, out, pictures)
+
+
+def _measured(label: str, cases: Sequence[Any], segmenter: Any, *, segmenting: bool) -> Any:
+    from hiptrain import evaluate as measuring
+
+    with click.progressbar(length=len(cases), label=label) as bar:
+        return measuring.evaluate(cases, segmenter, segmenting=segmenting, done=bar.update)
+
+
+def _refused(count: int, seed: int, anatomies: Sequence[Anatomy], segmenter: Any) -> Any:
+    from hiptrain import evaluate as measuring
+    from hiptrain import strangers
+
+    series = (strangers.case(number, seed, anatomies=anatomies) for number in range(count))
+    with click.progressbar(length=count, label="series without hips") as bar:
+        return measuring.refuse(series, segmenter, done=bar.update)
+
+
+def _draw(
+    figures: Sequence[Any], cases: Sequence[Any], segmenter: Any, out: Path, pictures: int
+) -> None:
+    from hiptrain import plots
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        paths = plots.plots(figures, out)
+    except ImportError as error:
+        raise click.ClickException(
+            "plots need matplotlib: pip install 'hipscore[train]'"
+        ) from error
+    worst = plots.worst(figures, pictures)
+    by_name = {case.name: case for case in cases}
+    with click.progressbar(worst, label="pictures") as bar:
+        paths += [plots.picture(by_name[case.name], hip, segmenter, out) for case, hip in bar]
+    click.echo(f"{len(paths)} pictures in {out}")
