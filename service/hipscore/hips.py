@@ -32,11 +32,20 @@ from hipscore.domain import (
 #: context planes are taken about this far apart, mm, whatever the slice distance
 CONTEXT_MM = 4.0
 #: a femoral head outside this range of radii is none (adult heads: 18 to 32 mm)
-RADIUS_MM = (12.0, 40.0)
+RADIUS_MM = (15.0, 40.0)
+#: for a ball that is alone no partner vouches: it must have an adult head's size, mm, and
+#: a confidence this share of the way from the bundle's limit to 1 (single balls in bladders,
+#: knees and voids around metal have less of both, heads in narrow fields of view more)
+LONE_RADIUS_MM = 17.5
+LONE_CONFIDENCE_SHARE = 0.5
 #: two heads are never closer than this, mm
 MIN_SEPARATION_MM = 80.0
 #: radius of the smaller head of a person over that of the larger one, at least
 MIN_LIKENESS = 0.7
+#: a segmented head farther from the located one than this is another structure, mm
+SETTLE_MM = 6.0
+#: and so is one of which the smaller radius is less than this share of the larger
+SETTLE_LIKENESS = 0.93
 #: lesion components below this are speckle, mL
 MIN_LESION_ML = 0.03
 _CEILING = 20.0
@@ -229,7 +238,13 @@ def locate(volume: Volume, segmenter: Segmenter) -> tuple[Hip, ...]:
     ]
     pairs = [pair for pair in combinations(balls, 2) if _a_pair(*pair)]
     if not pairs:
-        return tuple(balls[:1])
+        certain = card.min_confidence + LONE_CONFIDENCE_SHARE * (1.0 - card.min_confidence)
+        alone = [
+            ball
+            for ball in balls
+            if ball.confidence >= certain and ball.radius_mm >= LONE_RADIUS_MM
+        ]
+        return tuple(alone[:1])
     # a pair is worth more than a heavier ball without a partner; of pairs, the likest
     best = max(pairs, key=lambda pair: _likeness(*pair) * pair[0].confidence * pair[1].confidence)
     right, left = sorted(best, key=lambda ball: ball.centre_mm[0])
@@ -341,6 +356,25 @@ def segment(volume: Volume, hip: Hip, segmenter: Segmenter) -> Masks:
     probability = restore(segmenter.segment(pictures), crop)
     voxels = probability > np.array(card.thresholds, dtype=np.float32)[:, None, None, None]
     return Masks(side=hip.side, voxels=tidy(voxels, volume.grid, hip))
+
+
+def settled(hip: Hip, masks: Masks, grid: Grid) -> Hip:
+    """The hip where its segmented head lies: centre and radius of the mask, not of the search.
+
+    The localiser sees 2 mm pixels, the segmenter finer ones. A mask that is cut, or not
+    quite what was located (:data:`SETTLE_MM`, :data:`SETTLE_LIKENESS`), changes nothing: in
+    another contrast than STIR the localiser is the better one.
+    """
+    index = np.argwhere(masks.voxels[Channel.FEMORAL_HEAD])
+    if not len(index) or index[:, 0].min() == 0 or index[:, 0].max() == grid.shape[0] - 1:
+        return hip
+    centre = grid.to_mm(index.mean(axis=0))
+    radius = float((3000.0 * len(index) * grid.voxel_ml / (4 * np.pi)) ** (1 / 3))
+    smaller, larger = sorted((radius, hip.radius_mm))
+    if np.linalg.norm(centre - hip.centre_mm) > SETTLE_MM or smaller < SETTLE_LIKENESS * larger:
+        return hip
+    x, y, z = centre
+    return replace(hip, centre_mm=(float(x), float(y), float(z)), radius_mm=radius)
 
 
 def tidy(voxels: BoolArray, grid: Grid, hip: Hip) -> BoolArray:

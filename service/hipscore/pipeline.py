@@ -1,17 +1,17 @@
 """The way of one series, from images to findings to DICOM objects. Pure.
 
-images -> assemble -> locate -> segment -> score -> SEG, SR, overlay
+images -> assemble -> locate -> segment -> score -> quality -> SEG, SR, overlay
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydicom.dataset import Dataset
 
-from hipscore import hips, scoring
+from hipscore import artefacts, hips, quality, scoring
 from hipscore.domain import (
     Artifact,
     ArtifactKind,
@@ -79,26 +79,53 @@ def analyse(
     options
         The operator's choices.
     stage
-        Entered around ``assemble``, ``locate``, ``segment`` and ``score``.
+        Entered around ``assemble``, ``locate``, ``segment``, ``score`` and ``quality``.
     """
     try:
         with stage("assemble"):
             series = assemble(images, protocol_check=options.protocol_check)
     except Unsuitable as unsuitable:
         return Analysis(images=tuple(images), findings=_declined(unsuitable))
-    volume = series.volume
+    masks, findings = examine(series.volume, segmenter, options=options, stage=stage)
+    return Analysis(images=series.images, volume=series.volume, masks=masks, findings=findings)
+
+
+def examine(
+    volume: Volume,
+    segmenter: Segmenter,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    stage: Stage = untimed,
+) -> tuple[tuple[Masks, ...], Findings]:
+    """Locate, segment, score and judge the hips of a volume.
+
+    Returns
+    -------
+    masks
+        One per located hip, the patient's right first.
+    findings
+        With quality remarks; hips in the order of the masks.
+    """
     with stage("locate"):
         located = hips.locate(volume, segmenter)
     with stage("segment"):
         masks = tuple(hips.segment(volume, hip, segmenter) for hip in located)
     with stage("score"):
-        findings = scoring.combine(
-            [
-                scoring.score_hip(volume, hip, own, min_head_area_mm2=options.min_head_area_mm2)
-                for hip, own in zip(located, masks, strict=True)
-            ]
-        )
-    return Analysis(images=series.images, volume=volume, masks=masks, findings=findings)
+        scored = [
+            scoring.score_hip(volume, hip, own, min_head_area_mm2=options.min_head_area_mm2)
+            for hip, own in zip(located, masks, strict=True)
+        ]
+    with stage("quality"):
+        around = artefacts.survey(volume, located)
+        checked = quality.checked(volume, scored, masks, around)
+        findings = scoring.combine(checked)
+        remarks = quality.remarks(volume, checked, masks, segmenter.card, around)
+    # last: what was judged above are the crops around the hips as they were located
+    settled = tuple(
+        replace(item, hip=hips.settled(item.hip, own, volume.grid))
+        for item, own in zip(findings.hips, masks, strict=True)
+    )
+    return masks, replace(findings, hips=settled, quality=(*findings.quality, *remarks))
 
 
 def report(

@@ -20,6 +20,7 @@ from hipscore.domain import (
     FloatArray,
     Grid,
     Hip,
+    Masks,
     ModelCard,
     PlaneSpec,
     Point,
@@ -343,16 +344,32 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
 
 def test_the_bundle_says_what_is_a_head_and_how_sure_it_must_be() -> None:
     grid = GRIDS["coarse"]
-    assert len(located(grid, RIGHT, peak=0.4, localiser_threshold=0.3, min_confidence=0.3)) == 1
-    assert located(grid, RIGHT, peak=0.4, localiser_threshold=0.3) == ()
+    pair = (RIGHT, LEFT)
+    assert len(located(grid, *pair, peak=0.4, localiser_threshold=0.3, min_confidence=0.3)) == 2
+    assert located(grid, *pair, peak=0.4, localiser_threshold=0.3) == ()
     assert located(grid, RIGHT, peak=0.8, localiser_threshold=0.9, min_confidence=0.1) == ()
     (wide,), (narrow,) = (located(grid, RIGHT, localiser_threshold=t) for t in (0.05, 0.95))
     assert wide.radius_mm - narrow.radius_mm == pytest.approx(0.9 * 4.0, abs=1.0)
 
 
-@pytest.mark.parametrize(("radius", "count"), ((10.0, 0), (14.0, 1), (36.0, 1), (44.0, 0)))
-def test_only_balls_of_the_size_of_a_head_are_heads(radius: float, count: int) -> None:
-    assert len(located(GRIDS["plain"], replace(RIGHT, radius_mm=radius))) == count
+@pytest.mark.parametrize(
+    ("radius", "alone", "paired"),
+    ((10.0, 0, 0), (14.0, 0, 0), (16.3, 0, 2), (19.0, 1, 2), (36.0, 1, 2), (44.0, 0, 0)),
+)
+def test_only_balls_of_the_size_of_a_head_are_heads(radius: float, alone: int, paired: int) -> None:
+    right, left = (replace(hip, radius_mm=radius) for hip in (RIGHT, LEFT))
+    assert len(located(GRIDS["plain"], right)) == alone
+    assert len(located(GRIDS["plain"], right, left)) == paired
+
+
+def test_a_ball_that_is_alone_must_be_surer_than_one_of_a_pair() -> None:
+    """Its confidence must be half-way from the limit to 1: nothing else vouches for it."""
+    grid = GRIDS["plain"]
+    (sure, _) = located(grid, RIGHT, LEFT, peak=0.9)
+    limit = 2 * sure.confidence - 1
+    assert len(located(grid, RIGHT, peak=0.9, min_confidence=limit - 0.05)) == 1
+    assert located(grid, RIGHT, peak=0.9, min_confidence=limit + 0.05) == ()
+    assert len(located(grid, RIGHT, LEFT, peak=0.9, min_confidence=limit + 0.05)) == 2
 
 
 def test_a_second_smaller_ball_is_left_out() -> None:
@@ -412,6 +429,45 @@ def tidied(**channels: BoolArray) -> dict[str, BoolArray]:
 def test_a_clean_head_stays_as_it_is() -> None:
     head = ball(GRID, HEAD.centre_mm, 24.0)
     np.testing.assert_array_equal(tidied()["femoral_head"], head)
+
+
+def ball_masks(grid: Grid, hip: Hip) -> Masks:
+    index = np.moveaxis(np.indices(grid.shape), 0, -1)
+    distance = np.linalg.norm(grid.to_mm(index) - np.array(hip.centre_mm), axis=-1)
+    voxels = np.zeros((3, *grid.shape), dtype=np.bool_)
+    voxels[0] = distance < hip.radius_mm
+    return Masks(side=hip.side, voxels=voxels)
+
+
+def test_a_hip_settles_where_its_segmented_head_lies() -> None:
+    grid = GRIDS["plain"]
+    truth = ball_masks(grid, RIGHT)
+    near = replace(RIGHT, centre_mm=(-91.0, 2.0, 0.0), radius_mm=25.0, confidence=0.9)
+    settled = hips.settled(near, truth, grid)
+    assert math.dist(settled.centre_mm, RIGHT.centre_mm) < 0.7
+    assert settled.radius_mm == pytest.approx(RIGHT.radius_mm, abs=0.3)
+    assert (settled.side, settled.confidence) == (Side.RIGHT, 0.9)
+
+
+@pytest.mark.parametrize(
+    "located",
+    (
+        replace(RIGHT, centre_mm=(-96.0, 4.0, -3.0)),
+        replace(RIGHT, radius_mm=27.0),
+        replace(RIGHT, radius_mm=21.0),
+    ),
+)
+def test_a_mask_that_is_not_what_was_located_moves_nothing(located: Hip) -> None:
+    grid = GRIDS["plain"]
+    assert hips.settled(located, ball_masks(grid, RIGHT), grid) is located
+
+
+def test_a_head_cut_by_the_stack_or_missing_moves_nothing() -> None:
+    grid = GRIDS["plain"]
+    cut = replace(RIGHT, centre_mm=(-88.0, -33.0, -3.0))
+    assert hips.settled(cut, ball_masks(grid, cut), grid) is cut
+    empty = Masks(side=Side.RIGHT, voxels=np.zeros((3, *grid.shape), dtype=np.bool_))
+    assert hips.settled(RIGHT, empty, grid) is RIGHT
 
 
 def test_the_head_is_one_piece_near_the_located_ball() -> None:

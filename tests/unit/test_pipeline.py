@@ -242,7 +242,7 @@ def test_stages_are_entered_and_left_in_order(phantom: Phantom, oracle: Oracle) 
     diary = Diary()
     found = analyse(to_datasets(phantom), oracle, stage=diary.stage)
     report(found, oracle.card, context=CONTEXT, stage=diary.stage)
-    names = ["assemble", "locate", "segment", "score", "seg", "sr", "overlay"]
+    names = ["assemble", "locate", "segment", "score", "quality", "seg", "sr", "overlay"]
     assert diary.lines == [line for name in names for line in (name, f"/{name}")]
 
 

@@ -16,6 +16,7 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code
 
 from hipscore.domain import RESEARCH_USE, Channel, ReasonCode, Remark, Side
+from hipscore.quality import QualityCode
 
 # --- PS3.16 -------------------------------------------------------------------------
 RIGHT = Code("24028007", "SCT", "Right")
@@ -132,6 +133,23 @@ REMARKS: Mapping[str, Code] = MappingProxyType(
         ),
         ReasonCode.NOT_MR.value: private("NOT_MR", "Not MR"),
         "one_hip_only": private("ONE_HIP_ONLY", "Only one hip was scored"),
+        QualityCode.LOW_CONFIDENCE.value: private("LOW_CONFIDENCE", "Low confidence of location"),
+        QualityCode.HEAD_RADIUS_UNUSUAL.value: private(
+            "HEAD_RADIUS", "Unusual radius of a femoral head"
+        ),
+        QualityCode.HEAD_SIZE_DISAGREEMENT.value: private(
+            "HEAD_SIZES", "Femoral heads of different size"
+        ),
+        QualityCode.CLIPPED_FIELD_OF_VIEW.value: private(
+            "CLIPPED_VIEW", "Hip partly outside the field of view"
+        ),
+        QualityCode.LESION_AT_CROP_BORDER.value: private(
+            "LESION_AT_BORDER", "Lesion at the border of the analysed region"
+        ),
+        QualityCode.SIGNAL_VOID.value: private("SIGNAL_VOID", "Signal void or pile-up"),
+        QualityCode.NOISY_IMAGE.value: private("NOISY_IMAGE", "Noisy image"),
+        QualityCode.WEAK_FAT_SUPPRESSION.value: private("WEAK_FAT_SUPPR", "Weak fat suppression"),
+        QualityCode.MOTION_OR_GHOSTING.value: private("MOTION_GHOSTING", "Motion or ghosting"),
     }
 )
 

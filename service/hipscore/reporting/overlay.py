@@ -36,6 +36,9 @@ _CAPTION = 44
 _ROW = _HEADING + _TILE + _CAPTION + 8
 _WIDTH = 2 * _MARGIN + _OVERVIEW + 20 + TILES * _TILE + (TILES - 1) * _GAP
 _FOOTER = 40
+_LINE = 22
+#: quality remarks written out; the report has them all
+_REMARKS = 8
 
 _BACKGROUND = (12, 12, 14)
 _TEXT = (235, 235, 235)
@@ -86,8 +89,9 @@ def render(
         PNG, RGB.
     """
     rows = [] if volume is None else _rows(volume, masks, findings)
+    remarks = _remarks(findings)
     height = _HEADER + max(len(rows), 2) * _ROW + _FOOTER
-    sheet = Image.new("RGB", (_WIDTH, height), _BACKGROUND)
+    sheet = Image.new("RGB", (_WIDTH, height + len(remarks) * _LINE), _BACKGROUND)
     _header(sheet, findings, title, subtitle)
     if volume is not None:
         view, window = picture.View.canonical(volume.grid), picture.Window.of(volume.voxels)
@@ -103,7 +107,10 @@ def render(
         top = _HEADER + (_TILE + 40 if volume is not None else 0)
         _paragraph(sheet, (_left(), top), f"Not scored: {findings.reason.text}", _WARNING, 22)
     if rows:
-        _legend(sheet, findings, height)
+        _legend(sheet, height)
+    for number, line in enumerate(remarks):
+        place = (_left(), height - 4 + number * _LINE)
+        ImageDraw.Draw(sheet).text(place, line, _WARNING, _font(16))
     buffer = BytesIO()
     sheet.save(buffer, format="PNG", optimize=False, compress_level=3)
     return buffer.getvalue()
@@ -357,7 +364,16 @@ def _paragraph(
     ImageDraw.Draw(sheet).multiline_text(at, "\n".join(lines), colour, _font(size), spacing=6)
 
 
-def _legend(sheet: Image.Image, findings: Findings, height: int) -> None:
+def _remarks(findings: Findings) -> list[str]:
+    """Lines of quality remarks that fit the width of the sheet."""
+    remarks = findings.quality
+    texts = [f"Quality: {remark.text}" for remark in remarks[:_REMARKS]]
+    if len(remarks) > _REMARKS:
+        texts.append(f"{len(remarks) - _REMARKS} more remarks are in the report")
+    return [line for text in texts for line in textwrap.wrap(codes.plain(text), width=170)]
+
+
+def _legend(sheet: Image.Image, height: int) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = _MARGIN, _HEADER + _OVERVIEW + 40
     for channel in Channel:
@@ -365,8 +381,5 @@ def _legend(sheet: Image.Image, findings: Findings, height: int) -> None:
         draw.rectangle((x, y + 3, x + 22, y + 17), outline=structure.rgb, width=3)
         draw.text((x + 32, y), structure.noun, _TEXT, _font(17))
         y += 26
-    notes = "; ".join(remark.text for remark in findings.quality)
     text = "Slices run from front to back. Totals over different slice counts do not compare."
-    if notes:
-        text += f" Quality: {notes}."
     draw.text((_left(), height - 28), codes.plain(text), _DIM, _font(16))
