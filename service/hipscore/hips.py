@@ -37,7 +37,7 @@ RADIUS_MM = (15.0, 40.0)
 #: a confidence this share of the way from the bundle's limit to 1 (single balls in bladders,
 #: knees and voids around metal have less of both, heads in narrow fields of view more)
 LONE_RADIUS_MM = 17.5
-LONE_CONFIDENCE_SHARE = 0.5
+LONE_CONFIDENCE_SHARE = 0.7
 #: two heads are never closer than this, mm
 MIN_SEPARATION_MM = 80.0
 #: radius of the smaller head of a person over that of the larger one, at least

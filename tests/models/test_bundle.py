@@ -49,7 +49,9 @@ def test_the_bundle_reproduces_its_reference(segmenter: OnnxSegmenter) -> None:
 
 
 def test_the_batch_size_does_not_change_the_answer(segmenter: OnnxSegmenter) -> None:
-    pictures = np.random.default_rng(0).random((5, specs.SEGMENTER.context, 160, 128), dtype=np.float32)
+    pictures = np.random.default_rng(0).random(
+        (5, specs.SEGMENTER.context, 160, 128), dtype=np.float32
+    )
     together = segmenter.segment(pictures)
     alone = np.concatenate([segmenter.segment(picture[None]) for picture in pictures])
     np.testing.assert_allclose(together, alone, atol=1e-5)
