@@ -99,8 +99,7 @@ def sentence(
     anatomies = {name for each in prepared for name in each.get("anatomies", [])} & set(real)
     parts = []
     if annotated:
-        cases = sum(int(each.get("cases", 0)) for each in annotated)
-        parts.append(f"{cases} annotated series of {len(set(real) - anatomies)} patients")
+        parts.append(f"annotated series of {len(set(real) - anatomies)} patients")
     if anatomies:
         parts.append(
             f"semi-real STIR made from {len(anatomies)} coronal T1 pelvis series "

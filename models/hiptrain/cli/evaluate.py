@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hipscore.domain import RESEARCH_USE
-from hiptrain.cli.common import FOLDER, SOURCE, chosen, source_options
+from hiptrain.cli.common import FILE, FOLDER, SOURCE, chosen
 
 if TYPE_CHECKING:
     from hiptrain.anatomy import Anatomy
@@ -20,13 +20,16 @@ _COUNT = click.IntRange(min=0)
 
 
 @click.command()
-@source_options
+@click.option("--source", type=SOURCE, help="folder with one folder or archive per T1 series")
+@click.option("--heads", type=FILE, help="femoral_heads.csv: a sphere for every head in --source")
+@click.option("--table", type=FILE, help="your own annotated cases, as for 'hiptrain annotated'")
+@click.option("--labels", type=FILE, help="labels.toml of --table")
+@click.option("--patient", multiple=True, help="only this patient of --table (may be repeated)")
 @click.option("--bundle", type=SOURCE, help="default: the shipped one")
 @click.option(
     "--series",
     multiple=True,
-    required=True,
-    help="T1 series to measure on, none of which trained the bundle (may be repeated)",
+    help="T1 series of --source to measure on, none of which trained the bundle (may be repeated)",
 )
 @click.option("--draws", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--phantoms", default=4, show_default=True, type=_COUNT)
@@ -39,8 +42,11 @@ _COUNT = click.IntRange(min=0)
 @click.option("--pictures", default=0, show_default=True, type=_COUNT, help="worst hips to draw")
 def evaluate(
     *,
-    source: Path,
-    heads: Path,
+    source: Path | None,
+    heads: Path | None,
+    table: Path | None,
+    labels: Path | None,
+    patient: tuple[str, ...],
     bundle: Path | None,
     series: tuple[str, ...],
     draws: int,
@@ -55,29 +61,29 @@ def evaluate(
 ) -> None:
     """Measure a bundle on series it was not trained on, through the service's own code.
 
-    Every series is given every burden of inflammation, --draws times; the T1 images as they
-    are measure how hips are found in any contrast.
+    Either your own annotated cases (--table), or T1 anatomies (--source, --heads, --series):
+    every series is given every burden of inflammation, --draws times; the T1 images as they
+    are measure how hips are found in any contrast. Or both.
     """
     from hipscore.inference import BundleError, load_segmenter
     from hiptrain import corruptions as corrupting
     from hiptrain import evaluate as measuring
-    from hiptrain import tables
-    from hiptrain.anatomy import load, read_heads
 
     if pictures and out is None:
         raise click.ClickException("--pictures needs --out, the folder to write them to")
+    if table is None and not (source and heads and series):
+        raise click.ClickException("give --table, or --source with --heads and --series")
     try:
         segmenter = load_segmenter(bundle)
-        spheres = read_heads(heads)
-        anatomies: list[tuple[str, Anatomy]] = [
-            (name, load(path, spheres)[1]) for name, path in chosen(source, series).items()
-        ]
+        anatomies = _anatomies(source, heads, series)
+        own = _annotated(table, labels, patient)
     except (BundleError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     cases = measuring.semireal_cases(anatomies, draws=draws, seed=seed)
     groups = {
         name: _measured(name, each, segmenter, segmenting=name != "T1, hips found only")
         for name, each in {
+            "annotated": own,
             "semi-real": cases,
             "T1, hips found only": measuring.plain_cases(anatomies),
             "phantom": measuring.phantom_cases(phantoms, seed=seed),
@@ -85,7 +91,7 @@ def evaluate(
         if each
     }
     robust = None
-    if corruptions:
+    if corruptions and cases:
         weak = measuring.semireal_cases(anatomies, draws=draws, seed=seed, fat=corrupting.WEAK_FAT)
         with click.progressbar(length=len(cases), label="corruptions") as bar:
             robust = measuring.robustness(cases, weak, segmenter, seed=seed, done=bar.update)
@@ -101,9 +107,38 @@ def evaluate(
     }
     content = measuring.report(groups, about=about, robust=robust, refused=refused)
     click.echo(f"{card.id} {card.version}. {RESEARCH_USE}.")
-    for table in tables.tables(content):
-        click.echo(f"\n{table.text()}")
-    for line in tables.unwarned(content) if corruptions else ():
+    _tell(content, target, markdown)
+    if out is not None:
+        drawn = "annotated" if own else "semi-real"
+        _draw(groups[drawn], own or cases, segmenter, out, pictures)
+
+
+def _anatomies(
+    source: Path | None, heads: Path | None, series: tuple[str, ...]
+) -> list[tuple[str, Anatomy]]:
+    from hiptrain.anatomy import load, read_heads
+
+    if not (source and heads and series):
+        return []
+    spheres = read_heads(heads)
+    return [(name, load(path, spheres)[1]) for name, path in chosen(source, series).items()]
+
+
+def _annotated(table: Path | None, labels: Path | None, patients: tuple[str, ...]) -> list[Any]:
+    if table is None:
+        return []
+    from hiptrain.annotated.truth import annotated_cases
+
+    return list(annotated_cases(table, labels, patients=patients))
+
+
+def _tell(content: Any, target: Path | None, markdown: Path | None) -> None:
+    """Print the tables, and write them where they are wanted."""
+    from hiptrain import tables
+
+    for each in tables.tables(content):
+        click.echo(f"\n{each.text()}")
+    for line in tables.unwarned(content) if content["corruptions"] else ():
         click.echo(f"without a remark: {line}")
     if target is not None:
         target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -111,15 +146,16 @@ def evaluate(
     if markdown is not None:
         markdown.write_text(tables.markdown(content), encoding="utf-8")
         click.echo(f"tables in {markdown}")
-    if out is not None:
-        _draw(groups["semi-real"], cases, segmenter, out, pictures)
 
 
 def _measured(label: str, cases: Sequence[Any], segmenter: Any, *, segmenting: bool) -> Any:
     from hiptrain import evaluate as measuring
 
-    with click.progressbar(length=len(cases), label=label) as bar:
-        return measuring.evaluate(cases, segmenter, segmenting=segmenting, done=bar.update)
+    try:
+        with click.progressbar(length=len(cases), label=label) as bar:
+            return measuring.evaluate(cases, segmenter, segmenting=segmenting, done=bar.update)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _refused(count: int, seed: int, anatomies: Sequence[Anatomy], segmenter: Any) -> Any:
