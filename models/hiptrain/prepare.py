@@ -112,6 +112,7 @@ def prepare(
 ) -> None:
     """Make the files that are not there yet; ``done(1)`` is called after each."""
     out.mkdir(parents=True, exist_ok=True)
+    _refuse_other(jobs, out, plan)
     make = partial(_make, heads_file=heads_file, out=out, plan=plan)
     with ProcessPoolExecutor(workers) as pool:
         for _ in pool.map(make, jobs):
@@ -123,6 +124,18 @@ def prepare(
         "series": len(jobs),
     }
     (out / "set.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _refuse_other(jobs: Sequence[Job], out: Path, plan: Plan) -> None:
+    """Go on only with what was begun: another plan, or files it does not make, are refused."""
+    begun = out / "plan.json"
+    own = json.dumps([asdict(plan), sorted(job.name for job in jobs)])
+    if begun.exists() and begun.read_text(encoding="utf-8") != own:
+        raise ValueError(f"{out} was begun with other options: repeat them, or take another --out")
+    strays = {path.stem for path in out.glob("*.npz")} - {job.name for job in jobs}
+    if strays:
+        raise ValueError(f"{out} holds series that this plan does not make ({min(strays)})")
+    begun.write_text(own, encoding="utf-8")
 
 
 def _make(job: Job, *, heads_file: Path, out: Path, plan: Plan) -> None:

@@ -29,6 +29,9 @@ _COAT_MM = 12.0
 _COAT_ROWS_MM = (20.0, 60.0)
 #: below this share of tissue lies air
 _AIR = 0.15
+#: less than this multiple of the noise's deviation, or this share of tissue, is no signal
+_ABOVE_NOISE = 3.0
+_NOTHING = 0.06
 #: slices that the noise, and those that the ghosts, are measured on
 _SLICES = 8
 #: differences along each side of a square the noise is measured in, and the lower quartile of
@@ -118,8 +121,9 @@ def noise_level(voxels: FloatArray) -> float:
 def void_share(
     volume: Volume, hip: Hip, head: BoolArray, around: Surroundings, signal: float
 ) -> float:
-    """Share of a head with less than ``signal`` times tissue, noise left out.
+    """Share of a head without signal: below ``signal`` times tissue, and hardly above the noise.
 
+    Marrow whose fat is nulled well may be dark, but it is not nothing; a void is.
     Of the located ball (0.9 of its radius) or of the outline ``head`` ``(Z, Y, X)``, the larger:
     an outline may leave the void out.
     """
@@ -127,7 +131,8 @@ def void_share(
     region = box(grid, hip, hip.radius_mm, hip.radius_mm)
     factor = _factor(grid)
     smooth = ndimage.uniform_filter(volume.voxels[region] ** 2, (1, factor, factor))
-    empty = smooth - 2 * around.noise**2 < (signal * around.tissue) ** 2
+    nothing = max(_ABOVE_NOISE * around.noise, _NOTHING * around.tissue)
+    empty = smooth - 2 * around.noise**2 < min(signal * around.tissue, nothing) ** 2
     parts = (ball(grid, hip, region, 0.9), head[region])
     return max(float(empty[part].mean()) if part.any() else 0.0 for part in parts)
 
@@ -161,10 +166,12 @@ def _coat(volume: Volume, hip: Hip, noise: float, tissue: float) -> list[float]:
     region = list(box(grid, hip, max(grid.shape) * max(grid.spacing_mm), 15.0))
     region[down] = slice(max(0, round(first)), max(0, round(last)))
     blocks = _blocks(volume.voxels[tuple(region)], grid, noise)
+    if not blocks.size:
+        return []
     lines = blocks.swapaxes(1, 2) if transposed else blocks
     lines = lines.reshape(-1, lines.shape[2])
-    right_first = grid.affine[0, across] > 0
-    if right_first is not (hip.side is Side.RIGHT):
+    right_first = bool(grid.affine[0, across] > 0)
+    if right_first != (hip.side is Side.RIGHT):
         lines = lines[:, ::-1]
     depth = math.ceil(_COAT_MM / (_factor(grid) * grid.spacing_mm[across]))
     body = lines > _AIR * tissue

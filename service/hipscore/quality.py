@@ -112,7 +112,8 @@ def _refused(
     share = _void(volume, item.hip, masks, around)
     if share < VOID_REFUSED:
         return item
-    text = f"{item.hip.side.value} hip: {share:.0%} of the femoral head has no signal (metal?)"
+    side = item.hip.side.value
+    text = f"{side} hip: {share:.0%} of the femoral head has no signal beyond noise (metal?)"
     return HipFindings(
         hip=item.hip,
         reason=Remark(code=ReasonCode.IMPLAUSIBLE_SEGMENTATION.value, text=text),
@@ -250,16 +251,19 @@ def _cut(grid: Grid, hip: Hip, head: BoolArray) -> str:
         if area >= CUT_SECTION_MM2:
             return f"{area:.0f} mm² of the femoral head are in the {name} slice: it is cut off"
     joint = hip.radius_mm + JOINT_MM
+    head_inside = hip.radius_mm - STACK_TOLERANCE_MM
+    # how far inside the centre must lie, and what stands out by how much more if it does not
     limits = (
-        ("stack of slices", hip.radius_mm - STACK_TOLERANCE_MM),
-        ("image", joint),
-        ("image", joint),
+        ("femoral head", STACK_TOLERANCE_MM, "stack of slices", head_inside),
+        ("joint", 0.0, "image", joint),
+        ("joint", 0.0, "image", joint),
     )
     places = zip(grid.to_index(hip.centre_mm), grid.shape, grid.spacing_mm, limits, strict=True)
-    for middle, size, step, (name, reach) in places:
+    for middle, size, step, (part, more, name, reach) in places:
         inside = float(min(middle + 0.5, size - 0.5 - middle)) * step
         if inside < reach:
-            return f"the joint reaches {reach - inside:.0f} mm beyond the {name}"
+            beyond = math.ceil(reach + more - inside)
+            return f"the {part} reaches {beyond} mm beyond the {name}"
     return ""
 
 

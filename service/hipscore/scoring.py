@@ -208,7 +208,8 @@ def combine(hips: Sequence[HipFindings]) -> Findings:
     """
     if not hips:
         reason = Remark(
-            code=ReasonCode.NO_HIP_FOUND.value, text="no femoral head was found in this series"
+            code=ReasonCode.NO_HIP_FOUND.value,
+            text="no femoral head was found in this series with enough confidence",
         )
         return Findings(hips=(), reason=reason, unet_score=None)
     scored = [hip for hip in hips if hip.unet_score is not None]

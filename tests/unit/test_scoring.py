@@ -423,7 +423,7 @@ def test_without_any_hip_nothing_is_found() -> None:
     assert found.unet_score is None
     assert not found.scored
     assert found.reason == Remark(
-        code="no_hip_found", text="no femoral head was found in this series"
+        code="no_hip_found", text="no femoral head was found in this series with enough confidence"
     )
 
 

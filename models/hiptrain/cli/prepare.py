@@ -45,6 +45,9 @@ def prepare(
         draws=draws, plain=plain, phantoms=phantoms, strangers=strangers, seed=seed
     )
     jobs = preparing.plan_jobs(source, names, plan)
-    with click.progressbar(length=len(jobs), label="prepare") as bar:
-        preparing.prepare(jobs, heads, out, plan, workers=workers, done=bar.update)
+    try:
+        with click.progressbar(length=len(jobs), label="prepare") as bar:
+            preparing.prepare(jobs, heads, out, plan, workers=workers, done=bar.update)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{len(jobs)} series of {len(names)} anatomies in {out}")

@@ -163,9 +163,9 @@ def restarted(design: Design) -> torch.nn.Module:
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_file_of_another_network_is_found_out(tmp_path: Path) -> None:
-    design = Design(kind="localiser", outputs=1, width=4, depth=1)
+    design = Design(kind="localiser", inputs=1, outputs=1, width=4, depth=1)
     one, other = (Probability(build(design).eval()).eval() for _ in range(2))
-    example = torch.rand(1, 3, 32, 32).numpy()
+    example = torch.rand(1, 1, 32, 32).numpy()
     export.write_onnx(one, example, tmp_path / "model.onnx")
     assert export.check_parity(one, example, tmp_path / "model.onnx") <= 1e-5
     with pytest.raises(ValueError, match=r"model\.onnx answers differently from its network"):
