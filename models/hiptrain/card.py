@@ -115,9 +115,15 @@ _ALWAYS = """\
 
 def _data(training: Mapping[str, Any]) -> str:
     """What is known of the data, by its kinds."""
-    names = training["training_series"]
+    prepared = [each.get("anatomies") for each in training["data"].values() if "plan" in each]
+    known = {name for each in prepared for name in each or training["training_series"]}
+    names = [name for name in training["training_series"] if name in known]
     held = ", ".join(training["held_out_series"]) or "none"
-    parts = [f"- Kept from training, but they chose the best epoch: {held}."]
+    unseen = ", ".join(training.get("unseen_series", ())) or "none"
+    parts = [
+        f"- Kept from training, but they chose the best epoch: {held}.",
+        f"- Kept from every step and choice: {unseen}.",
+    ]
     if _semireal(training):
         parts.append(
             _SEMIREAL_DATA.format(count=len(names), names=", ".join(names), citation=_CITATION)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -299,12 +299,18 @@ def validate(network: Any, validation: Pictures, recipe: Recipe) -> tuple[float,
     return total / len(validation), dice(counts)
 
 
+def figure_of(values: Sequence[float]) -> float:
+    """Mean Dice over the structures that the validation pictures have; 0 where they have none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else 0.0
+
+
 def better(recipe: Recipe, state: State, judged: tuple[float, list[float]] | None) -> bool:
     """Note the figure of the epoch just ended; whether its weights are to be kept.
 
     In a final training the epoch is the last one's by definition, whatever its figure.
     """
-    figure = None if judged is None else float(np.mean(judged[1]))
+    figure = None if judged is None else figure_of(judged[1])
     if recipe.final:
         state.best, state.best_epoch = figure, state.epoch
         return False
@@ -383,7 +389,7 @@ class Log:
         }
         if judged is not None:
             row["validation_loss"] = f"{judged[0]:.5f}"
-            row["figure"] = f"{float(np.mean(judged[1])):.4f}"
+            row["figure"] = f"{figure_of(judged[1]):.4f}"
             row["dice"] = " ".join(f"{value:.4f}" for value in judged[1])
         with self._path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, _FIELDS).writerow(row)

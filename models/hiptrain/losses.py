@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -113,9 +114,13 @@ def dice_counts(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def dice(counts: Tensor) -> list[float]:
-    """Dice of each channel from :func:`dice_counts` sums; 1 where both are empty."""
+    """Dice of each channel from :func:`dice_counts` sums; NaN where there is no such structure.
+
+    With nothing to find there is nothing to measure: a 1 for finding nothing would make
+    the network that never finds it the best one.
+    """
     both, found, real = counts
     return [
-        float(2 * b / (f + r)) if float(f + r) > 0 else 1.0
+        float(2 * b / (f + r)) if float(r) > 0 else math.nan
         for b, f, r in zip(both, found, real, strict=True)
     ]

@@ -76,18 +76,13 @@ def told(saved: Mapping[str, Mapping[str, Any]]) -> Origin:
         trained_on=sentence(list(sets.values()), real, invented),
         training=real,
         held_out=tuple(sorted(name for name in chose - training if not name.startswith(_INVENTED))),
-        data={name: _short(content) for name, content in sorted(sets.items())},
+        data=dict(sorted(sets.items())),
         networks=networks,
     )
 
 
 def _patients(split: Mapping[str, Any], side: str) -> set[str]:
     return set(split.get(side, {}).get("patients", []))
-
-
-def _short(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A set's description without what the lists of patients say already."""
-    return {key: value for key, value in content.items() if key != "anatomies"}
 
 
 def sentence(
@@ -105,7 +100,10 @@ def sentence(
             f"semi-real STIR made from {len(anatomies)} coronal T1 pelvis series "
             "(TCIA CPTAC-UCEC) with synthetic lesions"
         )
-    for kind, words in (("phantom-", "synthetic phantoms"), ("stranger-", "series without hips")):
+    for kind, words in (
+        ("phantom-", "synthetic phantoms"),
+        ("stranger-", "drawn series without hips"),
+    ):
         if invented[kind]:
             parts.append(f"{invented[kind]} {words}")
     text = ", ".join(parts) or "data that the run does not describe"

@@ -272,5 +272,10 @@ def _report(results: Sequence[dict[str, Any]], out: Path) -> str:
         for result in results
         if result["reason"]
     ]
+    lines += [
+        f"{result['series_instance_uid']}: quality: {remark['text']}"
+        for result in results
+        for remark in result["quality"]
+    ]
     lines += [f"results: {out}", f"{RESEARCH_USE}."]
     return "\n".join(lines)
