@@ -90,7 +90,8 @@ def test_a_job_becomes_a_score_with_seg_sr_and_overlay(settings: Settings, tmp_p
     assert done.state is JobState.ANALYSED
     assert done.lease is None
     assert set(done.timings) == {
-        "read", "assemble", "locate", "segment", "score", "seg", "sr", "overlay", "store",
+        "read", "assemble", "locate", "segment", "score",
+        "quality", "seg", "sr", "overlay", "store",
     }  # fmt: skip
     expected = pipeline.analyse(images, oracle).findings
     assert done.result["status"] == "scored"
