@@ -99,6 +99,24 @@ def write_onnx(model: Any, pictures: FloatArray, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    _without_traces(path)
+
+
+def _without_traces(path: Path) -> None:
+    """Drop the exporter's stack traces: they name folders of the machine, and nobody needs them."""
+    import onnx
+
+    model = onnx.load(path)
+    for graph in (model.graph, *model.functions):
+        del graph.metadata_props[:]
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    for weight in model.graph.initializer:
+        del weight.metadata_props[:]
+    onnx.save(model, path)
 
 
 def check_parity(model: Any, pictures: FloatArray, path: Path) -> float:
