@@ -24,6 +24,7 @@ from hipscore.domain import (
     Masks,
     Remark,
     Side,
+    SliceSource,
     Volume,
 )
 from hipscore.phantom import Burden, Phantom, synthesise, to_datasets
@@ -394,3 +395,23 @@ def test_remarks_are_in_the_report_the_result_and_the_picture() -> None:
 def test_every_remark_has_a_code_of_its_own() -> None:
     values = [codes.remark_code(Remark(code=code.value, text="")).value for code in QualityCode]
     assert len({*values, codes.OTHER.value}) == len(values) + 1
+
+
+@pytest.mark.parametrize("flipped", (False, True))
+@pytest.mark.parametrize("side", (Side.RIGHT, Side.LEFT))
+def test_the_coat_is_read_on_the_hip_s_own_side(side: Side, flipped: bool) -> None:
+    """Subcutis of 100 on the patient's right, of 40 on the left."""
+    affine = np.eye(4)
+    step = -2.0 if flipped else 2.0
+    affine[:3, :3] = [[0, 0, step], [5.0, 0, 0], [0, -2.0, 0]]
+    affine[:3, 3] = [-63.5 * step, -47.5, 127.0]
+    grid = Grid(shape=(20, 128, 128), affine=affine)
+    x = grid.to_mm(np.array([[0.0, 0.0, i] for i in range(128)]))[:, 0]
+    voxels = np.where(x < -97, 100.0, 40.0)[None, None].repeat(20, 0).repeat(128, 1)
+    sources = (SliceSource(sop_class_uid="1", sop_instance_uid="1", instance_number=1),) * 20
+    volume = Volume(voxels=voxels.astype(np.float32), grid=grid, sources=sources)
+    x_mm = -60.0 if side is Side.RIGHT else 60.0
+    hip = Hip(side=side, centre_mm=(x_mm, 0.0, 0.0), radius_mm=22.0, confidence=1.0)
+    around = artefacts.survey(volume, [hip])
+    assert around is not None
+    assert around.coat == pytest.approx(100.0 if side is Side.RIGHT else 40.0, rel=0.02)
