@@ -40,3 +40,14 @@ def chosen(source: Path, series: tuple[str, ...]) -> dict[str, Path]:
             f"{source} has no {', '.join(unknown)}; it has {', '.join(found)}"
         )
     return {name: path for name, path in found.items() if not series or name in series}
+
+
+def data_option(command: Any) -> Any:
+    """Add --data: one or several data sets."""
+    return click.option(
+        "--data",
+        required=True,
+        multiple=True,
+        type=SOURCE,
+        help="folder of 'hiptrain prepare' or 'hiptrain annotated' (may be repeated)",
+    )(command)

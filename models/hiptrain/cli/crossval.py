@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hiptrain.cli.common import FOLDER, SOURCE
+from hiptrain.cli.common import FOLDER, data_option
 from hiptrain.cli.fit import COUNT, NETWORKS
 
 if TYPE_CHECKING:
@@ -40,13 +40,7 @@ class _Several(click.Option):
 
 
 @click.command()
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=SOURCE,
-    help="folder of 'hiptrain prepare' or 'hiptrain annotated' (may be repeated)",
-)
+@data_option
 @click.option("--out", required=True, type=FOLDER, help="results, tables and the box plot")
 @click.option(
     "--networks",

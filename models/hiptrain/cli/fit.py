@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hiptrain.cli.common import FOLDER, SOURCE
+from hiptrain.cli.common import FOLDER, SOURCE, data_option
 
 if TYPE_CHECKING:
     from hiptrain.fit import Recipe
@@ -22,13 +22,7 @@ COUNT = click.IntRange(min=1)
 
 
 @click.command()
-@click.option(
-    "--data",
-    required=True,
-    multiple=True,
-    type=SOURCE,
-    help="folder of 'hiptrain prepare' or 'hiptrain annotated' (may be repeated)",
-)
+@data_option
 @click.option("--run", required=True, type=FOLDER, help="logs, checkpoints and run.json")
 @click.option("--hold-out", multiple=True, help="patient who does not train (may be repeated)")
 @click.option(
