@@ -84,6 +84,7 @@ def _instances() -> None:
         sa.Column("image_type", JSON, nullable=False),
         sa.Column("association_id", sa.String(64), nullable=False),
         sa.Column("received_at", TIME, nullable=False),
+        sa.Column("purged_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instances")),
         sa.UniqueConstraint("sop_instance_uid", name=op.f("uq_instances_sop_instance_uid")),
         _refers("instances", "series_id", "series"),
@@ -153,6 +154,7 @@ def _artifacts() -> None:
         sa.Column("sop_class_uid", UID, nullable=True),
         sa.Column("sop_instance_uid", UID, nullable=True),
         sa.Column("created_at", TIME, nullable=False),
+        sa.Column("purged_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_artifacts")),
         sa.UniqueConstraint("job_id", "kind", name=op.f("uq_artifacts_job_id_kind")),
         _refers("artifacts", "job_id", "jobs"),
@@ -170,6 +172,9 @@ def _deliveries() -> None:
         *_leased(),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("form_id", BIG_ID, nullable=True),
+        sa.Column("commit_at", TIME, nullable=True),
+        sa.Column("commit_attempts", sa.Integer(), nullable=False),
         sa.Column("transaction_uid", UID, nullable=True),
         sa.Column("created_at", TIME, nullable=False),
         sa.Column("finished_at", TIME, nullable=True),
@@ -178,6 +183,7 @@ def _deliveries() -> None:
             "artifact_id", "destination", name=op.f("uq_deliveries_artifact_id_destination")
         ),
         _refers("deliveries", "artifact_id", "artifacts"),
+        _refers("deliveries", "form_id", "artifacts"),
         _one_of(
             "deliveries", "state", "PENDING", "SENDING", "SENT", "COMMITTED", "REFUSED", "EXHAUSTED"
         ),
@@ -186,6 +192,7 @@ def _deliveries() -> None:
     _index("deliveries", "state", "id")
     _index("deliveries", "state", "next_attempt_at")
     _index("deliveries", "state", "lease_until")
+    _index("deliveries", "state", "commit_at")
     _index("deliveries", "transaction_uid")
 
 
@@ -215,7 +222,7 @@ def _leased() -> tuple[sa.Column[object], ...]:
     return (
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("lease", sa.String(64), nullable=True),
+        sa.Column("lease", sa.String(96), nullable=True),
         sa.Column("lease_until", TIME, nullable=True),
         sa.Column("next_attempt_at", TIME, nullable=True),
         sa.Column("enqueued_at", TIME, nullable=True),

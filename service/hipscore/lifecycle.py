@@ -76,6 +76,7 @@ class DeliveryEvent(StrEnum):
     COMMIT = "commit"
     REFUSE = "refuse"
     EXHAUST = "exhaust"
+    DECLINE = "decline"
     POSTPONE = "postpone"
     EXPIRE = "expire"
     RETRY = "retry"
@@ -121,7 +122,9 @@ JOB: Table[JobState, JobEvent] = {
     JobState.FAILED: {JobEvent.RETRY: JobState.QUEUED},
 }
 
-#: REFUSE of a SENT delivery is a storage commitment that failed (PS3.4 J.3.3).
+#: DECLINE, EXHAUST and REFUSE of a SENT delivery are storage commitments that failed
+#: (PS3.4 J.3.3): the peer does not have the object and gets it again, as often as is
+#: allowed, or says that it never will take it.
 #: RETRY sends the same stored bytes again, also when they had arrived before.
 DELIVERY: Table[DeliveryState, DeliveryEvent] = {
     DeliveryState.PENDING: {
@@ -138,6 +141,8 @@ DELIVERY: Table[DeliveryState, DeliveryEvent] = {
     DeliveryState.SENT: {
         DeliveryEvent.COMMIT: DeliveryState.COMMITTED,
         DeliveryEvent.REFUSE: DeliveryState.REFUSED,
+        DeliveryEvent.EXHAUST: DeliveryState.EXHAUSTED,
+        DeliveryEvent.DECLINE: DeliveryState.PENDING,
         DeliveryEvent.RETRY: DeliveryState.PENDING,
     },
     DeliveryState.COMMITTED: {DeliveryEvent.RETRY: DeliveryState.PENDING},
@@ -191,6 +196,7 @@ class CloseReason(StrEnum):
     EXPECTED_COUNT = "expected_count"
     CONTIGUOUS = "association_released_contiguous"
     MULTI_FRAME = "multi_frame"
+    PEER_COUNT = "peer_count"
     QUIET_PERIOD = "quiet_period"
 
 

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 ANALYSE = "hipscore.analyse"
 DELIVER = "hipscore.deliver"
+COMMIT = "hipscore.commit"
 
 ANALYSIS_QUEUE = "analysis"
 DELIVERY_QUEUE = "delivery"
@@ -90,6 +91,11 @@ def enqueue_deliver(app: Celery, delivery_id: int) -> bool:
     return _publish(app, DELIVER, delivery_id)
 
 
+def enqueue_commit(app: Celery, delivery_id: int) -> bool:
+    """Ask a worker to ask for the storage commitment of this delivery and of what else is due."""
+    return _publish(app, COMMIT, delivery_id)
+
+
 def reachable(app: Celery) -> bool:
     """Whether the broker answers now. Takes at most about two seconds."""
     try:
@@ -112,6 +118,7 @@ def _application(broker_url: str) -> Celery:
         task_routes={
             ANALYSE: {"queue": ANALYSIS_QUEUE},
             DELIVER: {"queue": DELIVERY_QUEUE},
+            COMMIT: {"queue": DELIVERY_QUEUE},
         },
     )
     return app

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,48 @@ class Peer(BaseModel):
         return f"{self.ae_title}@{host}:{self.port}"
 
 
+class Sender(BaseModel):
+    """Who may open an association, written ``CALLING_AET@HOST``.
+
+    The title may be ``*``; the host a name, an address, or a network in CIDR notation.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    ae_title: str
+    host: str
+
+    @classmethod
+    def parse(cls, text: str) -> Sender:
+        """Read ``AET@HOST``.
+
+        Raises
+        ------
+        ValueError
+            If the text has another form, with the text in the message.
+        """
+        title, found, host = text.strip().partition("@")
+        host = host.strip("[]").lower()
+        if not found or not host or not (_is_network(host) or _HOST_NAME.fullmatch(host)):
+            msg = (
+                f"{text!r} is not a sender; write AET@HOST, for example SCANNER@10.0.0.7, "
+                "*@10.0.0.0/24 or PACS@pacs.example.org"
+            )
+            raise ValueError(msg)
+        return cls(ae_title="*" if title == "*" else ae_title(title), host=host)
+
+    def __str__(self) -> str:
+        return f"{self.ae_title}@{self.host}"
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def ae_title(text: str) -> str:
     """Check and trim an AE title (PS3.5 6.2). Raises ValueError naming what was wrong."""
     title = text.strip(" ")
@@ -91,6 +134,13 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
         name: next(iter(difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)), None)
         for name in unknown
     }
+
+
+def _parts(value: object) -> Iterable[object]:
+    """The items of a list, or of a comma separated text, without empty ones."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _default_data_dir() -> Path:
@@ -129,6 +179,28 @@ class Settings(BaseSettings):
     destinations: Annotated[tuple[Peer, ...], NoDecode] = Field(
         (), description="where SEG and SR go, AET@HOST:PORT, comma separated"
     )
+    no_commitment: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="AE titles of destinations that are not asked for storage commitment, comma "
+        "separated; * for all",
+    )
+    commitment_seconds: FiniteFloat = Field(
+        3600.0, gt=0, description="a storage commitment without a report is asked for again after"
+    )
+    query_peer: Peer | None = Field(
+        None,
+        description="PACS asked by C-FIND how many images an open series has, AET@HOST:PORT",
+    )
+    senders: Annotated[tuple[Sender, ...], NoDecode] = Field(
+        (),
+        description="who may send, CALLING_AET@HOST, comma separated; * for any title, HOST a "
+        "name, an address or a network such as 10.0.0.0/8; destinations may as well",
+    )
+    called_ae_titles: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="AE titles the listener answers to, comma separated, * for any; default: "
+        "any while only this machine may send, else its own",
+    )
     quiet_seconds: FiniteFloat = Field(
         30.0, gt=0, description="a series without other evidence closes after this long"
     )
@@ -147,7 +219,25 @@ class Settings(BaseSettings):
         description="tries before a job is FAILED or a delivery EXHAUSTED (60: about 8 days)",
     )
     reserve_mb: int = Field(512, ge=0, description="disk kept free: below it C-STORE gets 0xA700")
-    max_associations: int = Field(16, ge=1, description="associations served at once")
+    watermark_mb: int = Field(
+        2048,
+        ge=0,
+        description="free disk below which images of delivered results are purged early",
+    )
+    keep_images_days: FiniteFloat = Field(
+        30.0, ge=0, description="images are kept this long after their results were delivered"
+    )
+    keep_results_days: FiniteFloat = Field(
+        365.0, ge=0, description="files of delivered results are kept this long; rows for ever"
+    )
+    listeners: int = Field(1, ge=1, description="listener processes on the one port, under up")
+    max_associations: int = Field(16, ge=1, description="associations served at once, per process")
+    idle_seconds: FiniteFloat = Field(
+        60.0, gt=0, description="an association without a message for so long is ended"
+    )
+    association_seconds: FiniteFloat = Field(
+        3600.0, gt=0, description="longest life of an association"
+    )
     max_object_mb: int = Field(256, ge=1, description="largest object accepted by C-STORE")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
@@ -197,6 +287,26 @@ class Settings(BaseSettings):
         if isinstance(value, list | tuple):
             return tuple(Peer.parse(part) if isinstance(part, str) else part for part in value)
         return value
+
+    @field_validator("senders", mode="before")
+    @classmethod
+    def _parse_senders(cls, value: object) -> object:
+        return tuple(
+            Sender.parse(part) if isinstance(part, str) else part for part in _parts(value)
+        )
+
+    @field_validator("query_peer", mode="before")
+    @classmethod
+    def _parse_peer(cls, value: object) -> object:
+        return Peer.parse(value) if isinstance(value, str) else value
+
+    @field_validator("called_ae_titles", "no_commitment", mode="before")
+    @classmethod
+    def _split_titles(cls, value: object) -> object:
+        return tuple(
+            part if part == "*" else ae_title(part) if isinstance(part, str) else part
+            for part in _parts(value)
+        )
 
     @classmethod
     def settings_customise_sources(

@@ -36,6 +36,7 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 Uid = String(64)  # PS3.5 table 6.2-1, VR UI
 Sha256 = String(64)
 Aet = String(16)
+Lease = String(96)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -113,7 +114,7 @@ class Series(Base):
 
 
 class Instance(Base):
-    """One SOP instance, exactly as first received; never changed afterwards."""
+    """One SOP instance, exactly as first received; its bytes may be purged, its row stays."""
 
     __tablename__ = "instances"
     __table_args__ = (
@@ -138,6 +139,7 @@ class Instance(Base):
     image_type: Mapped[list[Any]]
     association_id: Mapped[str] = mapped_column(String(64))
     received_at: Mapped[datetime]
+    purged_at: Mapped[datetime | None]
 
 
 class Job(Base):
@@ -168,7 +170,7 @@ class Job(Base):
     supersedes_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
     state: Mapped[JobState] = mapped_column(_states(JobState, "state"))
     attempts: Mapped[int]
-    lease: Mapped[str | None] = mapped_column(String(64))
+    lease: Mapped[str | None] = mapped_column(Lease)
     lease_until: Mapped[datetime | None]
     next_attempt_at: Mapped[datetime | None]
     enqueued_at: Mapped[datetime | None]
@@ -215,13 +217,18 @@ class ArtifactRow(Base):
     sop_class_uid: Mapped[str | None] = mapped_column(Uid)
     sop_instance_uid: Mapped[str | None] = mapped_column(Uid)
     created_at: Mapped[datetime]
+    purged_at: Mapped[datetime | None]
 
 
 class Delivery(Base):
     """One artifact on its way to one destination (``AET@HOST:PORT``).
 
     ``status`` is the last DIMSE status (PS3.7 annex C), or None when the peer was not
-    reached; ``transaction_uid`` that of the storage commitment request (PS3.4 J).
+    reached. ``form_id`` is the artifact whose bytes went: the report or its fallback.
+
+    Storage commitment (PS3.4 J) of a SENT delivery: ``commit_at`` is when to ask for it
+    next, None when it is not wanted or not any more; ``commit_attempts`` how often it was
+    asked for; ``transaction_uid`` that of the last request, as long as no report has come.
     """
 
     __tablename__ = "deliveries"
@@ -230,6 +237,7 @@ class Delivery(Base):
         Index(None, "state", "id"),
         Index(None, "state", "next_attempt_at"),
         Index(None, "state", "lease_until"),
+        Index(None, "state", "commit_at"),
         Index(None, "transaction_uid"),
         _AUTOINCREMENT,
     )
@@ -239,12 +247,15 @@ class Delivery(Base):
     destination: Mapped[str] = mapped_column(String(320))
     state: Mapped[DeliveryState] = mapped_column(_states(DeliveryState, "state"))
     attempts: Mapped[int]
-    lease: Mapped[str | None] = mapped_column(String(64))
+    lease: Mapped[str | None] = mapped_column(Lease)
     lease_until: Mapped[datetime | None]
     next_attempt_at: Mapped[datetime | None]
     enqueued_at: Mapped[datetime | None]
     status: Mapped[int | None]
     error: Mapped[str | None] = mapped_column(Text)
+    form_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
+    commit_at: Mapped[datetime | None]
+    commit_attempts: Mapped[int] = mapped_column(default=0)
     transaction_uid: Mapped[str | None] = mapped_column(Uid)
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
