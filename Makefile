@@ -42,10 +42,19 @@ test: setup-system lint ## everything CI runs but what needs torch: set-up, lint
 	@$(BIN)/coverage report --format=total | sed 's/.*/coverage of hipscore: &%/'
 	@echo "coverage of the core (must be 95 % or more):"
 	@$(BIN)/coverage report --include='$(CORE_FILES)' --fail-under=95
+	@$(MAKE) faults-fast
 
 .PHONY: quick
 quick: $(VENV)/.dev ## unit and contract tests only: seconds, no servers
 	@$(BIN)/pytest tests/unit tests/contract
+
+.PHONY: faults
+faults: setup-system $(VENV)/.dev ## at least 300 injected faults over both databases, half an hour; writes docs/reliability.md
+	@$(BIN)/python -m tests.faults --faults 300 --markdown docs/reliability.md
+
+.PHONY: faults-fast
+faults-fast: setup-system $(VENV)/.dev ## 25 injected faults over both databases, two minutes
+	@$(BIN)/python -m tests.faults --fast
 
 .PHONY: test-train
 test-train: $(VENV)/.train ## the tests of hiptrain that need torch
@@ -54,6 +63,23 @@ test-train: $(VENV)/.train ## the tests of hiptrain that need torch
 .PHONY: test-real
 test-real: setup-system $(VENV)/.dev ## every real scan in ../shared/data through the whole service
 	@$(BIN)/pytest -m real_scans tests
+
+.PHONY: bench-intake
+bench-intake: setup-system $(VENV)/.dev ## images per second beside Orthanc and dcmtk storescp, both databases
+	@$(BIN)/python -m benchmarks.intake
+	@$(BIN)/python -m benchmarks.intake --postgresql --only orthanc hipscore
+
+.PHONY: bench-latency
+bench-latency: setup-system $(VENV)/.dev ## from the last image to the report in Orthanc, stage by stage
+	@$(BIN)/python -m benchmarks.latency
+
+.PHONY: fuzz
+fuzz: setup-system $(VENV)/.dev ## 20,000 mutated objects against listener and analysis; a table, minutes
+	@$(BIN)/python -m tests.fuzz
+
+.PHONY: soak
+soak: setup-system $(VENV)/.dev ## 50,000 images through every process; memory must stay flat
+	@$(BIN)/python -m tests.fuzz.soak
 
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff, formatting, mypy --strict, import contracts

@@ -329,7 +329,7 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(*, fsync: bool = False) -> Iterator[Postgres]:
     """Run a new PostgreSQL cluster (as user ``postgres`` if we are root: it refuses root)."""
     user = "postgres" if os.geteuid() == 0 else None
     port = free_port()
@@ -352,7 +352,7 @@ def postgres() -> Iterator[Postgres]:
             raise NotStarted(f"initdb ended with {done.returncode}\n{done.stderr[-2000:]}")
         command = [postgres_program("postgres"), "-D", str(data), "-p", str(port), "-k", str(root)]
         command += ["-c", f"listen_addresses={LOOPBACK}", "-c", "max_connections=200"]
-        command += ["-c", "fsync=off", "-c", "timezone=UTC"]
+        command += ["-c", f"fsync={'on' if fsync else 'off'}", "-c", "timezone=UTC"]
 
         def ready() -> bool:
             try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
+from collections.abc import Callable
 from io import BytesIO
 
 from pydicom.dataset import Dataset
@@ -58,7 +60,7 @@ def is_uid(text: str) -> bool:
     return len(text) <= _UID_LENGTH and _UID.fullmatch(text) is not None
 
 
-def read_header(data: bytes) -> ReceivedInstance:
+def read_header(data: bytes | bytearray) -> ReceivedInstance:
     """Read identity and geometry of one Part 10 object.
 
     Parameters
@@ -105,6 +107,57 @@ def read_header(data: bytes) -> ReceivedInstance:
     )
 
 
+def read_image(data: bytes) -> Dataset:
+    """Read the whole of one Part 10 object, as far as it can be parsed.
+
+    Parameters
+    ----------
+    data
+        The object in the DICOM File Format, with a header that :func:`read_header` takes.
+
+    Returns
+    -------
+    Dataset
+        All elements; where one in the middle cannot be parsed, those in front of it. What
+        is missing then is judged like anything that is missing.
+
+    Raises
+    ------
+    Unreadable
+        If there is no File Meta Information.
+    """
+    seen = 0
+
+    def count(tag: BaseTag, vr: str | None, length: int) -> bool:
+        nonlocal seen
+        del tag, vr, length
+        seen += 1
+        return False
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        return not count(tag, vr, length) and seen >= damaged
+
+    try:
+        whole = _read(data, count)
+    except Exception:  # noqa: BLE001 - as in read_header: whatever the bytes provoke
+        whole = None
+    # pydicom keeps no element at all where the data end inside one
+    if whole is not None and (len(whole) or not seen):
+        return whole
+    damaged, seen = seen, 0
+    try:
+        return _read(data, stop)
+    except Exception as error:
+        msg = f"the object cannot be parsed: {type(error).__name__}"
+        raise Unreadable(msg) from error
+
+
+def _read(data: bytes, stop_when: Callable[[BaseTag, str | None, int], bool]) -> Dataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about what is judged here and later
+        return read_partial(BytesIO(data), stop_when=stop_when)
+
+
 def _behind_frames(tag: BaseTag, vr: str | None, length: int) -> bool:
     del vr, length
     return bool(tag > _FRAMES)
@@ -129,7 +182,8 @@ def _uid(dataset: Dataset, tag: BaseTag, name: str) -> str:
         msg = f"{name} is missing"
         raise Unreadable(msg)
     if len(values) > 1 or not is_uid(values[0]):
-        msg = f"{name} is not a UID: {values[0][:_UID_LENGTH]!r}"
+        # what stands there instead may be anything, a name too: it is not repeated
+        msg = f"{name} is not a UID"
         raise Unreadable(msg)
     return values[0]
 

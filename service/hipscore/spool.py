@@ -7,6 +7,7 @@ returns, the bytes and the directory entries that lead to them are on stable sto
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -25,6 +26,8 @@ _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _CHUNK = 1 << 20
 #: a temporary file that was not written to for this long belongs to nobody any more
 ABANDONED_S = 3600.0
+#: whoever puts a file records it within this time, or must not rely on it
+SETTLED_S = 600.0
 
 
 class SpoolFull(Transient):
@@ -70,8 +73,13 @@ class Spool:
             _fsync_directory(self.root)
             self.clean()
 
-    def put(self, data: bytes | Iterable[bytes]) -> Stored:
-        """Store the bytes (in one piece or in chunks) durably; the same again is a no-op.
+    def put(
+        self, data: bytes | bytearray | Iterable[bytes], *, sha256: str | None = None
+    ) -> Stored:
+        """Store the bytes (in one piece or in chunks) durably; the same again touches the file.
+
+        No purge removes the file for :data:`SETTLED_S` from now; a row that refers to it has
+        to be committed by then. ``sha256`` (hex) is that of the data, where it is known.
 
         Raises
         ------
@@ -80,19 +88,22 @@ class Spool:
         Transient
             If the disk fails in another way.
         """
-        chunks = (data,) if isinstance(data, bytes) else data
+        chunks = (data,) if isinstance(data, bytes | bytearray) else data
         with self._disk():
             descriptor, name = tempfile.mkstemp(dir=self._tmp)
         temporary = Path(name)
         try:
             try:
-                digest, size = self._write(descriptor, chunks)
+                digest, size = self._write(descriptor, chunks, sha256)
             finally:
                 os.close(descriptor)
             key = f"{digest[:2]}/{digest[2:]}"
             with self._disk():
-                self._place(temporary, self.path(key), digest)
-        finally:
+                moved = self._place(temporary, self.path(key), digest)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if not moved:
             temporary.unlink(missing_ok=True)
         return Stored(key, digest, size)
 
@@ -139,16 +150,52 @@ class Spool:
         with self._disk():
             return shutil.disk_usage(self.root).free
 
-    def remove(self, key: str) -> bool:
-        """Delete the file of ``key``; False if there was none. For the purge only."""
+    def discard(self, key: str, *, unless_since: float) -> bool:
+        """Delete the file of ``key`` unless it was put, also again, at or after ``unless_since``.
+
+        For the purge only, which has asked the database before whether the file is wanted.
+        ``unless_since`` is a Unix time in seconds, at least :data:`SETTLED_S` before that
+        question: whoever put the file since then may not have recorded it yet. The lock
+        keeps a put from finding the file here after we have looked at its age.
+
+        Returns
+        -------
+        bool
+            Whether a file was deleted.
+
+        Raises
+        ------
+        Transient
+            If the disk fails.
+        """
         path = self.path(key)
         try:
-            with self._disk():
+            with self._disk(), _locked(path.parent, fcntl.LOCK_EX):
+                if path.stat().st_mtime >= unless_since:
+                    return False
                 path.unlink()
-                _fsync_directory(path.parent)
         except FileNotFoundError:
             return False
-        return True
+        return True  # a power cut may bring it back; the next sweep finds it
+
+    def shards(self) -> Iterator[list[tuple[str, float, int]]]:
+        """Every file, shard by shard: key, time of its last put (Unix, s) and size (bytes).
+
+        Raises
+        ------
+        Transient
+            If the disk fails.
+        """
+        for shard in range(256):
+            found = []
+            with self._disk(), os.scandir(self.root / f"{shard:02x}") as entries:
+                for entry in entries:
+                    key = f"{shard:02x}/{entry.name}"
+                    with suppress(FileNotFoundError):  # another purge was faster
+                        if _KEY.fullmatch(key) is not None:
+                            state = entry.stat()
+                            found.append((key, state.st_mtime, state.st_size))
+            yield found
 
     def clean(self, *, abandoned_s: float = ABANDONED_S) -> int:
         """Delete temporary files of killed processes; returns how many there were."""
@@ -161,25 +208,33 @@ class Spool:
                     gone += 1
         return gone
 
-    def _write(self, descriptor: int, chunks: Iterable[bytes]) -> tuple[str, int]:
+    def _write(
+        self, descriptor: int, chunks: Iterable[bytes | bytearray], known: str | None
+    ) -> tuple[str, int]:
         """Write and fsync; returns the SHA-256 in hex and the number of bytes."""
         digest = hashlib.sha256()
         size = 0
         for chunk in chunks:
-            digest.update(chunk)
+            if known is None:
+                digest.update(chunk)
             size += len(chunk)
             with self._disk():
                 _write_all(descriptor, chunk)
         with self._disk():
             os.fsync(descriptor)
-        return digest.hexdigest(), size
+        return known or digest.hexdigest(), size
 
-    def _place(self, temporary: Path, final: Path, digest: str) -> None:
-        """Give the written file its name, unless a sound file has it already."""
-        if not _has_digest(final, digest):
-            temporary.replace(final)
-        # also when it was there: the process that put it may not have come this far
-        _fsync_directory(final.parent)
+    def _place(self, temporary: Path, final: Path, digest: str) -> bool:
+        """Give the written file its name, unless a sound file has it already; whether it did."""
+        with _locked(final.parent, fcntl.LOCK_SH) as directory:
+            there = _has_digest(final, digest)
+            if there:
+                os.utime(final)  # it is young again: a purge that looks at it now lets it be
+            else:
+                temporary.replace(final)
+            # also when it was there: the process that put it may not have come this far
+            os.fsync(directory)
+        return not there
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -196,7 +251,7 @@ class Spool:
             raise Transient(msg) from error
 
 
-def _write_all(descriptor: int, chunk: bytes) -> None:
+def _write_all(descriptor: int, chunk: bytes | bytearray) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
@@ -223,6 +278,17 @@ def _make_durably(path: Path) -> None:
     for each in reversed(made):
         each.mkdir(mode=0o700, exist_ok=True)
         _fsync_directory(each.parent)
+
+
+@contextmanager
+def _locked(directory: Path, how: int) -> Iterator[int]:
+    """Hold the directory's flock: shared to put, exclusive to discard. Yields its descriptor."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield descriptor
+    finally:
+        os.close(descriptor)  # which gives the lock back
 
 
 def _fsync_directory(path: Path) -> None:

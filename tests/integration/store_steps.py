@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from hipscore.domain import ArtifactKind, ReceivedInstance
 from hipscore.lifecycle import JobState
-from hipscore.store import intake, jobs
+from hipscore.store import intake, jobs, recording
 from hipscore.store.tables import Event, Job
 
 NOW = datetime(2026, 3, 14, 9, 30, tzinfo=UTC)
@@ -59,17 +59,20 @@ def receive(
     session: Session,
     association_id: str = "association-1",
     now: datetime = NOW,
-) -> intake.Recorded:
+) -> recording.Recorded:
     """The image arrives from the scanner."""
-    return intake.record(
-        instance,
+    return recording.record(arrival(instance, association_id), now=now, session=session)
+
+
+def arrival(instance: ReceivedInstance, association_id: str = "association-1") -> recording.Arrival:
+    """The image as the listener hands it over."""
+    return recording.Arrival(
+        instance=instance,
         spool_key=f"{instance.sha256[:2]}/{instance.sha256[2:]}",
         calling_aet="SCANNER",
         called_aet="HIPSCORE",
         peer="10.0.0.9",
         association_id=association_id,
-        now=now,
-        session=session,
     )
 
 

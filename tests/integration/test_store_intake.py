@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from hipscore.lifecycle import IllegalMove, JobState, SeriesState
 from hipscore.store import engine, intake, jobs, ledger
 from hipscore.store.engine import transaction
-from hipscore.store.intake import Verdict
 from hipscore.store.moves import NotFound
+from hipscore.store.recording import Recorded, Verdict
 from hipscore.store.tables import Event, Instance, Job, Series
 from tests.integration.store_steps import (
     BUNDLE,
@@ -115,7 +115,7 @@ def test_the_same_bytes_again_are_a_no_op(maker: Maker) -> None:
         first = receive(image(1), session=session)
     with transaction(maker) as session:
         again = receive(image(1), session=session, now=later(5))
-    assert again == intake.Recorded(series_id=first.series_id, verdict=Verdict.DUPLICATE)
+    assert again == Recorded(series_id=first.series_id, verdict=Verdict.DUPLICATE)
     with maker() as session:
         assert rows(Instance, session=session) == 1
         assert rows(Event, session=session) == 1
@@ -207,16 +207,6 @@ def test_an_image_that_arrives_in_the_last_moment_keeps_the_series_open(maker: M
             series_id, "quiet_period", quiet_before=later(20), now=later(31), session=session
         )
     assert not closed
-
-
-def test_the_open_series_of_an_association(maker: Maker) -> None:
-    with transaction(maker) as session:
-        mine = receive(image(1, series="1.1"), session=session).series_id
-        receive(image(2, series="1.1"), session=session)
-        receive(image(1, series="1.2"), session=session, association_id="association-2")
-        closed = receive(image(1, series="1.3"), session=session).series_id
-        intake.close(closed, "expected_count", now=NOW, session=session)
-        assert intake.of_association("association-1", session=session) == [mine]
 
 
 def test_a_series_that_does_not_match_is_ignored_by_rule(maker: Maker) -> None:

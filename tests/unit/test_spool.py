@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,12 +48,11 @@ def test_chunks_are_the_same_as_one_piece(
     assert spool.read(stored.key, stored.sha256) == b"".join(chunks)
 
 
-def test_putting_the_same_again_changes_nothing(spool: Spool) -> None:
+def test_putting_the_same_again_keeps_the_file(spool: Spool) -> None:
     first = spool.put(DATA)
     before = spool.path(first.key).stat()
     assert spool.put(DATA) == first
-    after = spool.path(first.key).stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert spool.path(first.key).stat().st_ino == before.st_ino
     assert files(spool) == [first.key]
 
 
@@ -79,8 +79,7 @@ def test_damaged_bytes_are_never_returned(spool: Spool, damage: bytes) -> None:
 
 def test_a_missing_file_is_reported_as_such(spool: Spool) -> None:
     stored = spool.put(DATA)
-    assert spool.remove(stored.key)
-    assert not spool.remove(stored.key)
+    spool.path(stored.key).unlink()
     with pytest.raises(Corrupt, match="is missing"):
         spool.read(stored.key, stored.sha256)
 
@@ -104,7 +103,11 @@ def test_a_missing_file_is_reported_as_such(spool: Spool) -> None:
     ),
 )
 def test_no_key_leaves_the_root(spool: Spool, key: str) -> None:
-    for use in (spool.path, spool.remove, lambda text: spool.read(text, "0" * 64)):
+    for use in (
+        spool.path,
+        lambda text: spool.discard(text, unless_since=0.0),
+        lambda text: spool.read(text, "0" * 64),
+    ):
         with pytest.raises(ValueError, match="is not a spool key"):
             use(key)
 
@@ -255,3 +258,63 @@ def test_any_number_of_threads_may_put_the_same(spool: Spool) -> None:
     assert len(keys) == 8
     assert files(spool) == [keys[0]]
     assert spool.read(keys[0], hashlib.sha256(DATA).hexdigest()) == DATA
+
+
+# --- what is no longer wanted --------------------------------------------------------------
+
+
+def aged(spool: Spool, key: str, seconds: float) -> None:
+    """As if the file had been put so long ago."""
+    then = time.time() - seconds
+    os.utime(spool.path(key), (then, then))
+
+
+def test_an_old_file_is_discarded_and_a_young_one_stays(spool: Spool) -> None:
+    key = spool.put(DATA).key
+    assert not spool.discard(key, unless_since=time.time() - 60)
+    aged(spool, key, 61)
+    assert spool.discard(key, unless_since=time.time() - 60)
+    assert not spool.discard(key, unless_since=time.time() - 60)
+    assert files(spool) == []
+
+
+def test_putting_again_makes_a_file_young(spool: Spool) -> None:
+    key = spool.put(DATA).key
+    aged(spool, key, 3600)
+    spool.put(DATA)
+    assert not spool.discard(key, unless_since=time.time() - 60)
+
+
+def test_a_put_that_has_found_the_old_file_is_not_robbed_of_it(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The purge comes between the look at the old file and the touch."""
+    stored = spool.put(DATA)
+    aged(spool, stored.key, 3600)
+    discarded: list[bool] = []
+    purge = threading.Thread(
+        target=lambda: discarded.append(spool.discard(stored.key, unless_since=time.time() - 60))
+    )
+    touch = os.utime
+
+    def late_touch(path: Path) -> None:
+        purge.start()
+        purge.join(0.2)  # time enough to delete the file, if it could
+        touch(path)
+
+    monkeypatch.setattr(os, "utime", late_touch)
+    assert spool.put(DATA) == stored
+    purge.join()
+    assert discarded == [False]
+    assert spool.read(stored.key, stored.sha256) == DATA
+
+
+def test_shards_list_every_file_with_its_time_and_size(spool: Spool) -> None:
+    first, second = spool.put(DATA), spool.put(b"x")
+    aged(spool, first.key, 100)
+    (spool.root / "tmp" / "half-written").touch()
+    found = {key: (put, size) for shard in spool.shards() for key, put, size in shard}
+    assert set(found) == {first.key, second.key}
+    assert [found[key][1] for key in (first.key, second.key)] == [len(DATA), 1]
+    assert found[first.key][0] == pytest.approx(time.time() - 100, abs=5)
+    assert found[second.key][0] == pytest.approx(time.time(), abs=5)

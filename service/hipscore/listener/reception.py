@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 import traceback
 import uuid
 from dataclasses import dataclass, field
@@ -26,13 +27,19 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import lifecycle, queue
 from hipscore.domain import ModelCard, ReceivedInstance, Transient
-from hipscore.header import Unreadable, read_header
-from hipscore.listener.part10 import part10
+from hipscore.header import Unreadable, is_uid, read_header
+from hipscore.listener.command import StoreRequest
+from hipscore.listener.door import CALLED_TITLE_UNKNOWN, Door
+from hipscore.listener.express import ExpressSocket, Incoming
+from hipscore.listener.part10 import head
+from hipscore.listener.recorder import Recorder
+from hipscore.listener.room import Room
 from hipscore.settings import Settings
-from hipscore.spool import Spool
+from hipscore.spool import SETTLED_S, Spool
 from hipscore.store import engine as database
-from hipscore.store import intake, jobs
+from hipscore.store import intake, jobs, ledger
 from hipscore.store.closing import settle
+from hipscore.store.recording import Arrival, Verdict
 
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1: Refused: Out of Resources
@@ -51,11 +58,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Visit:
-    """One association: its id, and the size of the message it is sending."""
+    """One association: its id, what it is sending, and which images of which series it sent."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    images: int = 0
+    began: float = field(default_factory=time.monotonic)
     receiving: int = 0
+    images: dict[int, set[str]] = field(default_factory=dict)
+
+    def count(self) -> int:
+        return sum(map(len, self.images.values()))
 
 
 class Reception:
@@ -72,9 +83,11 @@ class Reception:
     ) -> None:
         self._card = card
         self._sessions = sessions
+        self._recorder = Recorder(sessions)
         self._spool = spool
         self._broker = broker
-        self._reserve = settings.reserve_mb * _MB
+        self._door = Door(settings)
+        self._room = Room(spool, reserve=settings.reserve_mb * _MB)
         self._largest = settings.max_object_mb * _MB
         self._visits: WeakKeyDictionary[Association, _Visit] = WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -82,65 +95,118 @@ class Reception:
     def handlers(self) -> list[evt.EventHandlerType]:
         """Return the event bindings for pynetdicom."""
         return [
-            (evt.EVT_CONN_OPEN, _prepare),
+            (evt.EVT_CONN_OPEN, self.on_connection),
             (evt.EVT_CONN_CLOSE, _let_go),
+            (evt.EVT_REQUESTED, self.on_request),
             (evt.EVT_PDU_RECV, self.on_pdu),
             (evt.EVT_C_STORE, self.on_store),
             (evt.EVT_RELEASED, self.on_release),
             (evt.EVT_ABORTED, self.on_abort),
         ]
 
+    def socket(self, association: Association, client: socket.socket) -> ExpressSocket:
+        """Make the connection of a new association: C-STORE requests come to us directly."""
+        return ExpressSocket(
+            association,
+            client,
+            head=_head,
+            store=self.on_express,
+            too_large=self._cut_off,
+            largest=self._largest,
+            largest_pdu=LARGEST_PDU,
+        )
+
+    def age(self, association: Association) -> float:
+        """Seconds since the connection was made."""
+        return time.monotonic() - self._visit(association).began
+
+    def on_connection(self, event: Event) -> None:
+        """Remember when it began."""
+        self._visit(event.assoc)
+
+    def on_request(self, event: Event) -> None:
+        """Turn away who is not among our peers (PS3.8 9.3.4)."""
+        request = event.assoc.requestor.primitive
+        if request is None:
+            return
+        calling, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
+        address = event.assoc.requestor.address or ""
+        answer = self._door.rejection(calling=calling, called=called, address=address)
+        if answer is None:
+            return
+        if answer == CALLED_TITLE_UNKNOWN:
+            advice = f"it called {called!r}; see HIPSCORE_CALLED_AE_TITLES"
+        else:
+            advice = f"to let it in, add {calling}@{address} to HIPSCORE_SENDERS"
+        log.warning("association of %s@%s rejected: %s", calling, address, advice)
+        event.assoc.acse.send_reject(*answer)
+        event.assoc.kill()  # waits until it is sent
+
     def on_pdu(self, event: Event) -> None:
         """Cut an association off whose message grows beyond the largest object we take."""
         visit = self._visit(event.assoc)
         visit.receiving += len(event.pdu) if isinstance(event.pdu, P_DATA_TF) else 0
         if visit.receiving > self._largest + MAX_PDU:
-            log.error(
-                "%s sends an object of more than %d MB; association aborted. "
-                "Raise HIPSCORE_MAX_OBJECT_MB if such objects are wanted",
-                _caller(event),
-                self._largest // _MB,
-            )
-            event.assoc.abort(block=False)
+            self._cut_off(event.assoc)
 
     def on_store(self, event: Event) -> Dataset:
+        """Serve a request that came through pynetdicom."""
+        self._visit(event.assoc).receiving = 0
+        command = cast("C_STORE", event.request)
+        request = StoreRequest(
+            message_id=command.MessageID or 0,
+            sop_class_uid=str(command.AffectedSOPClassUID),
+            sop_instance_uid=str(command.AffectedSOPInstanceUID),
+        )
+        answer = Dataset()
+        if not is_uid(request.sop_instance_uid):
+            answer.Status, comment = CANNOT_UNDERSTAND, "Affected SOP Instance UID is not a UID"
+        else:
+            data = bytearray(_part10_head(request, str(event.context.transfer_syntax)))
+            data += event.encoded_dataset(include_meta=False)
+            answer.Status, comment = self._answer(event.assoc, request, data)
+        if comment:
+            answer.ErrorComment = comment[:64]  # PS3.7 table C.5-1: VR LO
+        return answer
+
+    def on_express(self, incoming: Incoming) -> tuple[int, str]:
+        """Serve a request that came past pynetdicom's queues."""
+        return self._answer(incoming.association, incoming.request, incoming.data)
+
+    def _answer(
+        self, association: Association, request: StoreRequest, data: bytearray
+    ) -> tuple[int, str]:
         """Keep one image; success only after spool and database have it (PS3.4 B.2.3)."""
-        visit = self._visit(event.assoc)
-        visit.receiving = 0
         try:
-            status, comment = self._keep(event, visit)
+            status, comment = self._keep(association, request, data)
         except (SQLAlchemyError, Transient, OSError) as error:
             status, comment = OUT_OF_RESOURCES, f"cannot be stored now: {type(error).__name__}"
         except Exception as error:  # noqa: BLE001 - a defect must not look like success
-            log.error("C-STORE from %s failed: %s", _caller(event), _where(error))  # noqa: TRY400
+            log.error("C-STORE from %s failed: %s", _caller(association), _where(error))  # noqa: TRY400
             status, comment = OUT_OF_RESOURCES, "internal error"
-        answer = Dataset()
-        answer.Status = status
         if status != SUCCESS:
             log.warning(
                 "C-STORE from %s answered 0x%04X: %s (SOP instance %s)",
-                _caller(event),
+                _caller(association),
                 status,
                 comment,
-                cast("C_STORE", event.request).AffectedSOPInstanceUID,
+                request.sop_instance_uid,
             )
-            answer.ErrorComment = comment[:64]  # PS3.7 table C.5-1: VR LO
-        return answer
+        return status, comment
 
     def on_release(self, event: Event) -> None:
         """The sender is done: close what is provably complete."""
         visit = self._forget(event.assoc)
-        if visit is None or visit.images == 0:
+        if visit is None or not visit.images:
             return
-        log.info("%s released the association after %d images", _caller(event), visit.images)
-        try:
-            self._close_series(visit.id)
-        except (SQLAlchemyError, Transient) as error:
-            log.warning(
-                "series of an association stay open until they are quiet: %s", _where(error)
-            )
-        except Exception as error:  # noqa: BLE001 - the reaper repeats this; the thread ends here
-            log.error("closing the series failed: %s", _where(error))  # noqa: TRY400
+        log.info("%s released the association after %d images", _caller(event.assoc), visit.count())
+        for series_id, images in visit.images.items():
+            try:
+                self._close(series_id, images)
+            except (SQLAlchemyError, Transient) as error:
+                log.warning("series %d stays open until it is quiet: %s", series_id, _where(error))
+            except Exception as error:  # noqa: BLE001 - the reaper repeats this; the thread ends here
+                log.error("closing series %d failed: %s", series_id, _where(error))  # noqa: TRY400
 
     def on_abort(self, event: Event) -> None:
         """Nothing is proven by a broken association; the quiet period decides."""
@@ -148,65 +214,95 @@ class Reception:
         if visit is not None and visit.images:
             log.warning(
                 "association of %s ended without release after %d images",
-                _caller(event),
-                visit.images,
+                _caller(event.assoc),
+                visit.count(),
             )
+            self._note_abort(visit)
 
-    def _keep(self, event: Event, visit: _Visit) -> tuple[int, str]:
+    def _note_abort(self, visit: _Visit) -> None:
+        """The ledger shall tell why a series stops in its middle. Costs nobody an answer."""
+        try:
+            with database.transaction(self._sessions) as session:
+                for series_id, images in sorted(visit.images.items()):
+                    subject = ledger.Subject(series_id=series_id)
+                    detail = {"images": len(images)}
+                    ledger.append(
+                        subject, "abort", detail=detail, now=datetime.now(UTC), session=session
+                    )
+        except (SQLAlchemyError, Transient) as error:
+            log.warning("a broken association is not in the ledger: %s", _where(error))
+
+    def _keep(
+        self, association: Association, request: StoreRequest, data: bytearray
+    ) -> tuple[int, str]:
         """Return the DIMSE status and, unless it is success, what was wrong."""
-        data = part10(event)
         if len(data) > self._largest:
             return OUT_OF_RESOURCES, f"object larger than {self._largest // _MB} MB"
         try:
             instance = read_header(data)
         except Unreadable as error:
             return CANNOT_UNDERSTAND, str(error)
-        if (different := _contradiction(instance, cast("C_STORE", event.request))) is not None:
+        if (different := _contradiction(instance, request)) is not None:
             return CANNOT_UNDERSTAND, different
-        if self._spool.free_bytes() < self._reserve + len(data):
-            return OUT_OF_RESOURCES, f"less than {self._reserve // _MB} MB of disk left"
-        key = self._spool.put(data).key
-        with database.transaction(self._sessions) as session:
-            recorded = intake.record(
-                instance,
+        return self._store(association, instance, data)
+
+    def _store(
+        self, association: Association, instance: ReceivedInstance, data: bytearray
+    ) -> tuple[int, str]:
+        """Put the bytes into the spool, then the row into the database."""
+        visit = self._visit(association)
+        began = time.monotonic()
+        with self._room.taken(len(data)) as enough:
+            if not enough:
+                return OUT_OF_RESOURCES, f"less than {self._room.reserve // _MB} MB of disk left"
+            key = self._spool.put(data, sha256=instance.sha256).key
+        recorded = self._recorder.record(
+            Arrival(
+                instance=instance,
                 spool_key=key,
-                calling_aet=event.assoc.requestor.ae_title,
-                called_aet=event.assoc.acceptor.ae_title,
-                peer=event.assoc.requestor.address or "",
+                calling_aet=association.requestor.ae_title,
+                called_aet=association.acceptor.ae_title,
+                peer=association.requestor.address or "",
                 association_id=visit.id,
-                now=datetime.now(UTC),
-                session=session,
             )
-        if recorded.verdict is intake.Verdict.MISPLACED:
+        )
+        if time.monotonic() - began > SETTLED_S / 2:
+            # A purge may have taken the file for one that nobody records any more.
+            return OUT_OF_RESOURCES, "storing it took too long; send it again"
+        if recorded.verdict is Verdict.MISPLACED:
             return MISPLACED, "series is known in another study"
-        visit.images += 1
-        if recorded.verdict is intake.Verdict.CONFLICT:
+        if recorded.verdict is Verdict.CONFLICT:
             log.warning(
                 "SOP instance %s came again from %s with other content; the first is kept",
                 instance.sop_instance_uid,
-                _caller(event),
+                _caller(association),
             )
+        visit.images.setdefault(recorded.series_id, set()).add(instance.sop_instance_uid)
         return SUCCESS, ""
 
-    def _close_series(self, association_id: str) -> None:
+    def _close(self, series_id: int, images: set[str]) -> None:
+        """Close the series if these images, all of one association, prove it complete."""
         with database.transaction(self._sessions) as session:
-            touched = intake.of_association(association_id, session=session)
-        for series_id in touched:
+            arrived = intake.evidence(series_id, session=session)
+            # An image that came again counts: a sender that was cut off sends all of them.
+            once = all(each.sop_instance_uid in images for each in arrived.instances)
+            reason = lifecycle.completeness(arrived.instances, released=True, one_association=once)
+            if reason is None:
+                return
+            job = settle(series_id, reason, card=self._card, now=datetime.now(UTC), session=session)
+            job_id = None if job is None else job.id
+        if job_id is not None and queue.enqueue_analyse(self._broker, job_id):
             with database.transaction(self._sessions) as session:
-                job_id = self._close(series_id, association_id, session=session)
-            if job_id is not None and queue.enqueue_analyse(self._broker, job_id):
-                with database.transaction(self._sessions) as session:
-                    jobs.enqueued([job_id], now=datetime.now(UTC), session=session)
+                jobs.enqueued([job_id], now=datetime.now(UTC), session=session)
 
-    def _close(self, series_id: int, association_id: str, *, session: Session) -> int | None:
-        arrived = intake.evidence(series_id, session=session)
-        reason = lifecycle.completeness(
-            arrived.instances, released=True, one_association=arrived.all_on(association_id)
+    def _cut_off(self, association: Association) -> None:
+        log.error(
+            "%s sends an object of more than %d MB; association aborted. "
+            "Raise HIPSCORE_MAX_OBJECT_MB if such objects are wanted",
+            _caller(association),
+            self._largest // _MB,
         )
-        if reason is None:
-            return None
-        job = settle(series_id, reason, card=self._card, now=datetime.now(UTC), session=session)
-        return None if job is None else job.id
+        association.abort(block=False)
 
     def _visit(self, association: Association) -> _Visit:
         with self._lock:
@@ -217,33 +313,31 @@ class Reception:
             return self._visits.pop(association, None)
 
 
-def _contradiction(instance: ReceivedInstance, command: C_STORE) -> str | None:
+def _contradiction(instance: ReceivedInstance, request: StoreRequest) -> str | None:
     """What the data set says of itself and the command says otherwise."""
-    if instance.sop_instance_uid != command.AffectedSOPInstanceUID:
+    if instance.sop_instance_uid != request.sop_instance_uid:
         return "SOP Instance UID differs from the command's"
-    if instance.sop_class_uid != command.AffectedSOPClassUID:
+    if instance.sop_class_uid != request.sop_class_uid:
         return "SOP Class UID differs from the command's"
     return None
 
 
-def _prepare(event: Event) -> None:
-    """Make a new connection answer at once, and refuse PDUs that would fill the memory."""
-    transport = event.assoc.dul.socket
-    if transport is None or transport.socket is None:
-        return
-    # Nagle's algorithm would hold each answer back for up to 40 ms.
-    transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    receive = transport.recv
+def _head(association: Association, context_id: int, request: StoreRequest) -> bytes | None:
+    """The beginning of the file; None leaves the request to pynetdicom, which knows better."""
+    for context in association.accepted_contexts:
+        if context.context_id == context_id:
+            ours = context.abstract_syntax == request.sop_class_uid
+            if ours and is_uid(request.sop_instance_uid):
+                return _part10_head(request, str(context.transfer_syntax[0]))
+    return None
 
-    def bounded(nr_bytes: int) -> bytearray:
-        # pynetdicom reads as much as the PDU's length field says, and that may say 4 GB.
-        # It takes an OSError for a connection that broke.
-        if nr_bytes > LARGEST_PDU:
-            msg = f"PDU of {nr_bytes} bytes, {MAX_PDU} were negotiated"
-            raise OSError(msg)
-        return receive(nr_bytes)
 
-    transport.recv = bounded  # type: ignore[method-assign] # has no setting for it
+def _part10_head(request: StoreRequest, transfer_syntax_uid: str) -> bytes:
+    return head(
+        sop_class_uid=request.sop_class_uid,
+        sop_instance_uid=request.sop_instance_uid,
+        transfer_syntax_uid=transfer_syntax_uid,
+    )
 
 
 def _let_go(event: Event) -> None:
@@ -257,9 +351,8 @@ def _let_go(event: Event) -> None:
         event.assoc.dul.to_user_queue.put(cast("A_ABORT", None))
 
 
-def _caller(event: Event) -> str:
-    requestor = event.assoc.requestor
-    return f"{requestor.ae_title}@{requestor.address}"
+def _caller(association: Association) -> str:
+    return f"{association.requestor.ae_title}@{association.requestor.address}"
 
 
 def _where(error: BaseException) -> str:

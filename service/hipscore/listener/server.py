@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
 from pydicom.uid import (
@@ -27,16 +31,19 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, _config
+from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     EnhancedMRImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
     Verification,
 )
-from pynetdicom.transport import ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from hipscore import inference, queue
 from hipscore.domain import ModelCard
+from hipscore.listener.door import open_to_the_network, peers
+from hipscore.listener.events import Reports
 from hipscore.listener.reception import MAX_PDU, Reception
 from hipscore.settings import Settings
 from hipscore.spool import Spool
@@ -61,7 +68,12 @@ _COMPRESSED = (
 )
 
 ACSE_TIMEOUT = 15.0
-NETWORK_TIMEOUT = 60.0
+#: connections, associations or not, beyond this many per association that is served are closed
+CONNECTIONS_PER_ASSOCIATION = 4
+#: how often the accepting thread looks whether it is to end, seconds
+POLL_SECONDS = 0.2
+#: how often the age of connections is looked at, seconds
+WATCH_SECONDS = 1.0
 #: seconds that open associations get to finish when the listener stops
 DRAIN_SECONDS = 10.0
 
@@ -103,10 +115,16 @@ def serve(
     Raises
     ------
     ListenerError
-        If the address cannot be bound.
+        If the address cannot be bound, or would be open to the network without any peer.
     hipscore.inference.BundleError
         If ``card`` is not given and the bundle is not usable.
     """
+    if open_to_the_network(settings) and not peers(settings):
+        msg = (
+            f"listening on {settings.dicom_host} needs peers: set HIPSCORE_SENDERS to "
+            "AET@HOST of whoever may send (or *@0.0.0.0/0 for anyone)"
+        )
+        raise ListenerError(msg)
     engine = database.connect(settings.database)
     try:
         reception = Reception(
@@ -116,13 +134,15 @@ def serve(
             spool=Spool(settings.data_dir / "spool"),
             broker=queue.publisher(settings.broker),
         )
-        server = _start(settings, reception)
+        reports = Reports(settings, database.sessions(engine))
+        server = _start(settings, reception, reports)
         port = int(server.server_address[1])
         log.info("listening as %s on %s port %d", settings.ae_title, settings.dicom_host, port)
         try:
             if ready is not None:
                 ready(port)
-            stop.wait()
+            while not stop.wait(WATCH_SECONDS):
+                _end_the_overdue(server, reception, settings.association_seconds)
         finally:
             _stop(server)
             log.info("listener stopped")
@@ -130,24 +150,77 @@ def serve(
         engine.dispose()
 
 
-def _start(settings: Settings, reception: Reception) -> ThreadedAssociationServer:
+class _Handler(RequestHandler):
+    """Gives every association our own kind of connection."""
+
+    server: _Server
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        client = cast("socket.socket", self.request)
+        # Nagle's algorithm would hold each answer back for up to 40 ms.
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A sender that falls silent in mid-PDU, or does not read, must not hold a thread.
+        patience = struct.pack("@ll", int(self.server.idle_seconds), 0)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        connection = self.server.reception.socket(association, client)
+        association.dul.socket = connection
+        # Every socket announces itself there (Evt5); the second would be one too many.
+        association.dul.event_queue.get_nowait()
+        connection.spare(association)
+        return association
+
+
+class _Server(ThreadedAssociationServer):
+    """Several processes may listen on one port; the kernel shares the connections out."""
+
+    def __init__(
+        self, *arguments: Any, reception: Reception, settings: Settings, **more: Any
+    ) -> None:
+        self.reception = reception
+        self.idle_seconds = settings.idle_seconds
+        self._shared = settings.listeners > 1
+        self._most = CONNECTIONS_PER_ASSOCIATION * settings.max_associations
+        super().__init__(*arguments, **more)
+
+    def server_bind(self) -> None:
+        """Bind, with SO_REUSEPORT where several processes listen (socket(7))."""
+        if self._shared and self.socket is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Close connections beyond a number that no honest set of peers needs."""
+        del request
+        few = len(self.active_associations) < self._most
+        if not few:
+            log.warning("connection of %s closed: %d are open", client_address[0], self._most)
+        return few
+
+
+def _start(settings: Settings, reception: Reception, reports: Reports) -> _Server:
     # Its standard handlers format every PDU and message for a log nobody reads.
     _config.LOG_HANDLER_LEVEL = "none"
     entity = AE(ae_title=settings.ae_title)
     entity.maximum_associations = settings.max_associations
     entity.maximum_pdu_size = MAX_PDU
     entity.acse_timeout = ACSE_TIMEOUT
-    entity.network_timeout = NETWORK_TIMEOUT
-    entity.dimse_timeout = NETWORK_TIMEOUT
+    entity.network_timeout = settings.idle_seconds
+    entity.dimse_timeout = settings.idle_seconds
     syntaxes = transfer_syntaxes()
     for sop_class in SOP_CLASSES:
         entity.add_supported_context(sop_class, syntaxes)
     entity.add_supported_context(Verification)
+    reports.offer(entity)
     try:
-        server = entity.start_server(
+        made = entity.make_server(
             (settings.dicom_host, settings.dicom_port),
-            block=False,
-            evt_handlers=reception.handlers(),
+            evt_handlers=[*reception.handlers(), *reports.handlers()],
+            server_class=_Server,
+            request_handler=_Handler,
+            reception=reception,
+            settings=settings,
         )
     except OSError as error:
         where = f"{settings.dicom_host} port {settings.dicom_port}"
@@ -156,13 +229,35 @@ def _start(settings: Settings, reception: Reception) -> ThreadedAssociationServe
         else:
             msg = f"cannot listen on {where}: {error.strerror or error}"
         raise ListenerError(msg) from error
-    if server is None:
-        msg = "the listener did not start"
-        raise ListenerError(msg)
+    server = cast("_Server", made)
+    entity._servers.append(server)  # noqa: SLF001 - shutdown() takes it out of there
+    threading.Thread(
+        target=server.serve_forever, args=(POLL_SECONDS,), name="listener", daemon=True
+    ).start()
     return server
 
 
-def _stop(server: ThreadedAssociationServer) -> None:
+def _end_the_overdue(server: _Server, reception: Reception, longest: float) -> None:
+    """Close connections that live too long: one that drips never seems idle."""
+    for association in server.active_associations:
+        allowed = longest if association.is_established else 2 * ACSE_TIMEOUT
+        age = reception.age(association)
+        if age > allowed:
+            log.warning(
+                "connection of %s ended after %.0f s (%s)",
+                association.requestor.address,
+                age,
+                "see HIPSCORE_ASSOCIATION_SECONDS"
+                if association.is_established
+                else "it never became an association",
+            )
+            connection = association.dul.socket
+            if connection is not None and connection.socket is not None:
+                with contextlib.suppress(OSError):  # it ended by itself meanwhile
+                    connection.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _stop(server: _Server) -> None:
     """Accept nothing new, wait for open associations, then abort what is left."""
     server.shutdown()
     deadline = time.monotonic() + DRAIN_SECONDS
@@ -174,7 +269,7 @@ def _stop(server: ThreadedAssociationServer) -> None:
         association.abort()
 
 
-def _busy(server: ThreadedAssociationServer) -> bool:
+def _busy(server: _Server) -> bool:
     """Whether any association is open, or was released and is closing its series.
 
     A connection that has not asked for an association is not worth waiting for.

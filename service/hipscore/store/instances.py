@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
-
 from hipscore.domain import ReceivedInstance
 from hipscore.store.tables import Instance, Series
 
@@ -57,16 +54,6 @@ def received(row: Instance, series: Series) -> ReceivedInstance:
         orientation=None if row.orientation is None else tuple(row.orientation),
         image_type=tuple(row.image_type),
     )
-
-
-def insert_if_new(
-    kind: type[Series | Instance], values: dict[str, object], session: Session
-) -> bool:
-    """INSERT … ON CONFLICT DO NOTHING; whether a row was added."""
-    dialect = session.get_bind().dialect.name
-    make = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    statement = make(kind).values(**values).on_conflict_do_nothing().returning(kind.id)
-    return session.execute(statement).scalar_one_or_none() is not None
 
 
 def _numbers(values: tuple[float, ...] | None) -> list[float] | None:
