@@ -356,8 +356,9 @@ class Artifact:
 class Outcome:
     """What a peer answered to one delivery. ``status`` is the DIMSE status, if any.
 
-    ``unreachable``: there was no association, whatever was to be sent over it. ``comment``
-    is the peer's own text and may name a patient: to be shown, never stored or logged.
+    ``unreachable``: there was no association, or no answer over it until the timeout
+    (``silent``), whatever was to be sent. ``comment`` is the peer's own text and may name a
+    patient: to be shown, never stored or logged.
     """
 
     delivered: bool
@@ -365,4 +366,5 @@ class Outcome:
     status: int | None
     text: str
     unreachable: bool = False
+    silent: bool = False
     comment: str = ""

@@ -169,3 +169,17 @@ def knowing(*studies: tuple[Phantom, Sequence[Dataset]], card: ModelCard = CARD)
     for truth, datasets in studies:
         oracle.learn(truth, datasets)
     return oracle
+
+
+@contextlib.contextmanager
+def beating(settings: Settings) -> Iterator[None]:
+    """A beat in a thread; it has to end within a second."""
+    stop = threading.Event()
+    beat = threading.Thread(target=lambda: worker.run_beat(settings, stop=stop, card=CARD))
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join(1.0)
+        assert not beat.is_alive()

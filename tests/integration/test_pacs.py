@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydicom import dcmread
@@ -20,6 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_messages import C_STORE_RSP
+from pynetdicom.dimse_primitives import C_STORE
 
 from hipscore import pacs
 from hipscore.settings import Peer
@@ -185,7 +187,57 @@ def test_a_peer_that_never_answers_a_store_is_given_up_in_time(tmp_path: Path) -
         )
         release.set()
     assert (outcome.delivered, outcome.retry, outcome.status) == (False, True, None)
-    assert not outcome.unreachable  # it may be this object that it chokes on
+    # whatever it is sent, it does not answer; but it may be this object that it chokes on
+    assert (outcome.unreachable, outcome.silent) == (True, True)
+
+
+def answer_with(change: Callable[[Dataset], None]) -> Callable[[evt.Event], int]:
+    """A handler that answers C-STORE with a command set as no toolkit would write it."""
+
+    def handler(event: evt.Event) -> int:
+        request = cast("C_STORE", event.request)
+        response = C_STORE()
+        response.MessageIDBeingRespondedTo = request.MessageID
+        response.AffectedSOPClassUID = request.AffectedSOPClassUID
+        response.AffectedSOPInstanceUID = request.AffectedSOPInstanceUID
+        response.Status = 0x0000
+        message = C_STORE_RSP()
+        message.primitive_to_message(response)
+        change(message.command_set)
+        for pdata in message.encode_msg(event.context.context_id, 16384):
+            event.assoc.dul.send_pdu(pdata)
+        # the proper answer stays unsent
+        event.assoc.dimse.send_msg = lambda *_: None  # type: ignore[method-assign]
+        return 0x0000
+
+    return handler
+
+
+def empty_status(command: Dataset) -> None:
+    command["Status"].value = None
+
+
+def no_status(command: Dataset) -> None:
+    del command.Status
+
+
+def no_command_field(command: Dataset) -> None:
+    del command.CommandField
+
+
+# pynetdicom's reading thread does not survive the last of them
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("change", (empty_status, no_status, no_command_field))
+def test_an_answer_that_cannot_be_read_is_no_success_and_tried_again(
+    tmp_path: Path, change: Callable[[Dataset], None]
+) -> None:
+    with peer_that(answer_with(change)) as peer:
+        paths = steps.save(steps.images()[:2], tmp_path)
+        sending = pacs.send_files(peer, paths, calling_aet=ME, timeouts=QUICK)
+        outcomes = [outcome for _, outcome in sending]
+    assert [(each.delivered, each.retry, each.status) for each in outcomes] == [
+        (False, True, None)
+    ] * 2
 
 
 def test_a_rejected_association_says_why(tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, IllegalMove
-from hipscore.store import deliveries, ledger
+from hipscore.store import commitment, deliveries
 from hipscore.store.engine import transaction
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import Delivery, Event
 from tests.integration.store_steps import (
     NOW,
     PACS,
-    SERIES,
     a_scored_job,
     artifact,
     at_once,
@@ -60,7 +59,7 @@ def send(delivery_id: int, *, session: Session, lease: str = "lease-1") -> None:
         delivery_id,
         lease=lease,
         status=0,
-        transaction_uid="2.25.77",
+        commit=True,
         now=later(2),
         session=session,
     )
@@ -99,60 +98,22 @@ def test_a_delivery_that_does_not_exist_is_named(maker: Maker) -> None:
         claim(99, session=session)
 
 
-def test_sent_then_committed(maker: Maker, delivery_id: int) -> None:
+def test_what_was_sent_wants_commitment_at_once(maker: Maker, delivery_id: int) -> None:
     with transaction(maker) as session:
         claim(delivery_id, session=session)
         send(delivery_id, session=session)
     delivery = the_delivery(maker, delivery_id)
     assert (delivery.state, delivery.status, delivery.lease) == (DeliveryState.SENT, 0, None)
-    with transaction(maker) as session:
-        uid = artifact(ArtifactKind.SEG).sop_instance_uid or ""
-        found = deliveries.of_transaction("2.25.77", uid, session=session)
-        assert found is not None
-        assert found.id == delivery_id
-        assert deliveries.of_transaction("2.25.77", "1.2.3", session=session) is None
-        assert deliveries.of_transaction("2.25.78", uid, session=session) is None
-        assert deliveries.committed(delivery_id, now=later(3), session=session)
-        assert not deliveries.committed(delivery_id, now=later(4), session=session)
-    assert the_delivery(maker, delivery_id).state is DeliveryState.COMMITTED
-    with maker() as session:
-        told = ledger.of_series(SERIES, session=session)
-    assert moves(each for each in told if each.delivery_id == delivery_id) == [
-        "open >PENDING",
-        "claim PENDING>SENDING",
-        "sent SENDING>SENT",
-        "commit SENT>COMMITTED",
-    ]
+    assert (delivery.commit_at, delivery.commit_attempts) == (later(2), 0)
+    assert delivery.form_id == delivery.artifact_id
 
 
-def test_commitment_may_be_asked_for_later(maker: Maker, delivery_id: int) -> None:
+def test_commitment_need_not_be_wanted(maker: Maker, delivery_id: int) -> None:
     with transaction(maker) as session:
-        with pytest.raises(IllegalMove, match="is PENDING"):
-            deliveries.requested(delivery_id, transaction_uid="2.25.5", session=session)
         claim(delivery_id, session=session)
         deliveries.sent(delivery_id, lease="lease-1", status=0xB000, now=NOW, session=session)
-        deliveries.requested(delivery_id, transaction_uid="2.25.5", session=session)
     delivery = the_delivery(maker, delivery_id)
-    assert (delivery.transaction_uid, delivery.status) == ("2.25.5", 0xB000)
-
-
-def test_a_declined_commitment_is_a_refusal(maker: Maker, delivery_id: int) -> None:
-    with transaction(maker) as session:
-        claim(delivery_id, session=session)
-        send(delivery_id, session=session)
-        deliveries.uncommitted(
-            delivery_id, reason=0x0112, error="no such object", now=later(3), session=session
-        )
-    delivery = the_delivery(maker, delivery_id)
-    assert (delivery.state, delivery.status) == (DeliveryState.REFUSED, 0x0112)
-
-
-def test_what_was_not_sent_cannot_be_committed(maker: Maker, delivery_id: int) -> None:
-    with (
-        maker() as session,
-        pytest.raises(IllegalMove, match="'commit' is not possible in state PENDING"),
-    ):
-        deliveries.committed(delivery_id, now=NOW, session=session)
+    assert (delivery.commit_at, delivery.status) == (None, 0xB000)
 
 
 def test_a_peer_that_is_down_is_tried_again_later(maker: Maker, delivery_id: int) -> None:
@@ -207,10 +168,25 @@ def test_what_arrived_can_be_sent_again(maker: Maker, delivery_id: int) -> None:
     with transaction(maker) as session:
         claim(delivery_id, session=session)
         send(delivery_id, session=session)
-        deliveries.committed(delivery_id, now=later(3), session=session)
-        deliveries.retry(delivery_id, now=later(4), session=session)
-        uid = artifact(ArtifactKind.SEG).sop_instance_uid or ""
-        assert deliveries.of_transaction("2.25.77", uid, session=session) is None
+        assert commitment.open_transaction(
+            PACS, held_until=later(600), now=later(3), session=session
+        )
+        again = deliveries.retry(delivery_id, now=later(4), session=session)
+    assert again.state is DeliveryState.PENDING
+    assert (again.form_id, again.commit_at, again.commit_attempts) == (None, None, 0)
+    assert again.transaction_uid is None
+
+
+def test_a_destination_is_busy_while_anything_is_on_its_way(maker: Maker) -> None:
+    with transaction(maker) as session:
+        seg, sr = a_scored_job(session=session)[1]
+        assert deliveries.underway(PACS, NOW, session=session)
+        for delivery_id in (seg, sr):
+            claim(delivery_id, session=session)
+            assert deliveries.underway(PACS, NOW, session=session)
+            send(delivery_id, session=session)
+        assert not deliveries.underway(PACS, NOW, session=session)
+        assert not deliveries.underway("OTHER@10.0.0.1:104", NOW, session=session)
 
 
 def test_what_is_being_sent_is_not_retried(maker: Maker, delivery_id: int) -> None:

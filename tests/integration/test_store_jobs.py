@@ -290,6 +290,23 @@ def test_a_postponed_job_waits_and_is_due_again(maker: Maker, job_id: int) -> No
     assert the_job(maker, job_id).error is None
 
 
+def test_the_job_of_a_dead_holder_is_free_at_once(maker: Maker, job_id: int) -> None:
+    with transaction(maker) as session:
+        assert claim(job_id, session=session, lease="of the dead") is not None
+        alive = jobs.expire_leases(
+            now=later(1), max_attempts=3, died=lambda lease: lease == "another", session=session
+        )
+        assert alive == []
+        freed = jobs.expire_leases(
+            now=later(1), max_attempts=3, died=lambda lease: lease == "of the dead", session=session
+        )
+        assert freed == [job_id]
+        assert "died, attempt 1" in str(session.get_one(Job, job_id).error)
+        # who comes back from the dead has nothing to say any more
+        with pytest.raises(LeaseLost):
+            jobs.renew(job_id, lease="of the dead", lease_until=later(600), session=session)
+
+
 def test_an_expired_lease_frees_the_job_until_attempts_are_spent(maker: Maker, job_id: int) -> None:
     for attempt in (1, 2):
         with transaction(maker) as session:

@@ -10,7 +10,7 @@ from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
 from hipscore.store import engine, intake, jobs, ledger, queries
 from hipscore.store.engine import transaction
-from hipscore.store.tables import Job
+from hipscore.store.tables import Delivery, Job
 from tests.integration.store_steps import (
     NOW,
     PACS,
@@ -295,6 +295,8 @@ def test_counts_have_every_state(maker: Maker, readers: Maker) -> None:
     assert set(nothing.deliveries) == set(DeliveryState)
     assert {*nothing.series.values(), *nothing.jobs.values(), *nothing.deliveries.values()} == {0}
     assert (nothing.queue_depth, nothing.oldest_queued_at) == (0, None)
+    assert (nothing.oldest_undelivered_at, nothing.oldest_uncommitted_at) == (None, None)
+    assert nothing.uncommitted == 0
 
 
 def test_counts_by_state(maker: Maker, readers: Maker) -> None:
@@ -311,3 +313,23 @@ def test_counts_by_state(maker: Maker, readers: Maker) -> None:
     assert counts.queue_depth == 2
     assert counts.deliveries[DeliveryState.PENDING] == 2
     assert counts.oldest_queued_at == NOW
+
+
+def test_counts_tell_how_long_a_destination_owes_something(maker: Maker, readers: Maker) -> None:
+    with transaction(maker) as session:
+        for n, state in enumerate(DeliveryState):
+            made = a_scored_job(session=session, series=f"1.2.{n}", kinds=(ArtifactKind.SR,))[1]
+            delivery = session.get_one(Delivery, made[0])
+            delivery.state = state
+            delivery.created_at = later(-n)
+            delivery.finished_at = later(-10 * n)
+        # one that is SENT waits for commitment, the other does not any more
+        session.get_one(Delivery, 3).commit_at = later(60)
+        made = a_scored_job(session=session, series="1.2.9", kinds=(ArtifactKind.SR,))[1]
+        session.get_one(Delivery, made[0]).state = DeliveryState.SENT
+    with readers() as session:
+        counts = queries.counts(session=session)
+    states = list(DeliveryState)
+    assert states[2] is DeliveryState.SENT
+    assert counts.oldest_undelivered_at == later(-states.index(DeliveryState.EXHAUSTED))
+    assert (counts.uncommitted, counts.oldest_uncommitted_at) == (1, later(-20))

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,33 +23,23 @@ import pytest
 from celery.exceptions import SecurityWarning
 from pydantic import SecretStr
 from pydicom import dcmread
-from pydicom.uid import (
-    ComprehensiveSRStorage,
-    ExplicitVRLittleEndian,
-    SegmentationStorage,
-)
-from pynetdicom import AE, evt
 
 from hipscore import phantom, pipeline, worker
 from hipscore.cli import supervise
 from hipscore.domain import ArtifactKind, FloatArray, Transient
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import closing, jobs
 from hipscore.store.tables import ArtifactRow, Delivery, Event, Job, Series
 from hipscore.worker import process as worker_process
 from hipscore.worker import reaping
+from hipscore.worker.bench import now_utc
 from tests import servers
 from tests.analytic import CARD, Oracle
 from tests.integration import shell_steps as steps
-
-NAME = "Secret^Patient"
-
-#: pynetdicom leaves a socket that was refused to the garbage collector
-refused_sockets = pytest.mark.filterwarnings(
-    r"ignore:Exception ignored in. <socket\.socket:pytest.PytestUnraisableExceptionWarning"
-)
+from tests.integration import store_steps
+from tests.integration.delivery_steps import NAME, artifacts, sent_to, study
 
 
 @dataclass(frozen=True)
@@ -59,24 +50,6 @@ class Failing(Oracle):
 
     def segment(self, crops: FloatArray) -> FloatArray:
         raise self.error
-
-
-def sent_to(settings: Settings, *peers: str, **more: Any) -> Settings:
-    return settings.model_copy(
-        update={"destinations": tuple(Peer.parse(peer) for peer in peers), **more}
-    )
-
-
-def artifacts(settings: Settings) -> dict[ArtifactKind, bytes]:
-    spool = Spool(settings.data_dir / "spool")
-    return {
-        row.kind: spool.read(row.spool_key, row.sha256) for row in steps.rows(settings, ArtifactRow)
-    }
-
-
-def study(seed: int = 1, **more: Any) -> tuple[phantom.Phantom, list[Any]]:
-    truth = steps.make_phantom(seed)
-    return truth, phantom.to_datasets(truth, patient_name=NAME, **more)
 
 
 def test_a_job_becomes_a_score_with_seg_sr_and_overlay(settings: Settings, tmp_path: Path) -> None:
@@ -332,157 +305,6 @@ def test_a_long_analysis_keeps_its_lease_from_stage_to_stage(
     assert (done.state, done.attempts) == (JobState.ANALYSED, 1)
 
 
-# --- deliveries --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def analysed(settings: Settings, tmp_path: Path) -> Iterator[worker.Bench]:
-    """A bench whose database holds one finished job with its deliveries pending."""
-    truth, images = study()
-    job = steps.received(settings, images, tmp_path / "scanner")
-    with steps.bench(settings, steps.knowing((truth, images))) as at:
-        worker.analyse(job.id, at)
-        yield at
-
-
-def deliver_all(at: worker.Bench, settings: Settings) -> list[Delivery]:
-    for row in steps.rows(settings, Delivery):
-        worker.deliver(row.id, at)
-    rows: list[Delivery] = steps.rows(settings, Delivery)
-    return rows
-
-
-@steps.sqlite_only
-def test_the_stored_bytes_arrive_unchanged(
-    settings: Settings, storescp: servers.StoreScp, tmp_path: Path
-) -> None:
-    with analysed(sent_to(settings, storescp.peer), tmp_path) as at:
-        done = deliver_all(at, settings)
-        assert [row.state for row in done] == [DeliveryState.SENT] * 2
-        assert [row.status for row in done] == [0x0000] * 2
-        worker.deliver(done[0].id, at)  # a second message for the same delivery
-    made = artifacts(settings)
-    arrived = [steps.data_set(path.read_bytes()) for path in storescp.received()]
-    assert arrived == [
-        steps.data_set(made[ArtifactKind.SEG]),
-        steps.data_set(made[ArtifactKind.SR]),
-    ]
-
-
-@steps.sqlite_only
-def test_orthanc_has_seg_and_sr_beside_the_images(
-    settings: Settings, orthanc: servers.Orthanc, tmp_path: Path
-) -> None:
-    with analysed(sent_to(settings, orthanc.peer), tmp_path) as at:
-        done = deliver_all(at, settings)
-    assert [row.state for row in done] == [DeliveryState.SENT] * 2
-    uid = steps.rows(settings, Series)[0].study_instance_uid
-    (found,) = orthanc.find("Study", StudyInstanceUID=uid)
-    series = [orthanc.get(f"/series/{each}") for each in orthanc.get(f"/studies/{found}")["Series"]]
-    assert {each["MainDicomTags"]["Modality"] for each in series} == {"SEG", "SR"}
-
-
-@refused_sockets
-def test_a_destination_that_is_down_is_served_when_it_is_back(
-    settings: Settings, tmp_path: Path
-) -> None:
-    root = tmp_path / "later"
-    root.mkdir()
-    with servers.storescp(root) as running:
-        peer = running.peer
-        running.process.stop()
-        with analysed(sent_to(settings, peer), tmp_path) as at:
-            waiting = deliver_all(at, settings)
-            assert [row.state for row in waiting] == [DeliveryState.PENDING] * 2
-            assert len({row.next_attempt_at for row in waiting} - {None}) == 1
-            # one timeout for all that waits for this peer
-            assert [row.attempts for row in waiting] == [1, 0]
-            postponed = [e for e in steps.rows(settings, Event) if e.what == "postpone"]
-            assert [event.detail["also_waiting"] for event in postponed] == [1]
-            assert all("cannot be reached" in (row.error or "") for row in waiting)
-            running.process.start()
-            for row in waiting:
-                wake(at, row.id)
-            done = deliver_all(at, settings)
-        assert [row.state for row in done] == [DeliveryState.SENT] * 2
-        assert len(running.received()) == 2
-
-
-def wake(at: worker.Bench, delivery_id: int) -> None:
-    """Time passes: the next attempt is due."""
-    with at.sessions.begin() as session:
-        session.get_one(Delivery, delivery_id).next_attempt_at = None
-
-
-@refused_sockets
-def test_a_delivery_is_exhausted_after_its_last_attempt(settings: Settings, tmp_path: Path) -> None:
-    nobody = f"NOBODY@127.0.0.1:{servers.free_port()}"
-    with analysed(sent_to(settings, nobody, max_attempts=2), tmp_path) as at:
-        for _ in range(4):  # each finds out for both
-            for row in steps.rows(settings, Delivery):
-                wake(at, row.id)
-            done = deliver_all(at, settings)
-    assert [row.state for row in done] == [DeliveryState.EXHAUSTED] * 2
-    assert [row.attempts for row in done] == [2, 2]
-
-
-@refused_sockets
-@steps.sqlite_only
-def test_a_destination_that_is_down_holds_up_no_other(
-    settings: Settings, storescp: servers.StoreScp, tmp_path: Path
-) -> None:
-    nobody = f"NOBODY@127.0.0.1:{servers.free_port()}"
-    with analysed(sent_to(settings, nobody, storescp.peer), tmp_path) as at:
-        done = deliver_all(at, settings)
-    states = {(row.destination, row.state) for row in done}
-    assert states == {
-        (nobody, DeliveryState.PENDING),
-        (storescp.peer, DeliveryState.SENT),
-    }
-
-
-@steps.sqlite_only
-def test_a_peer_without_comprehensive_3d_sr_gets_the_comprehensive_sr(
-    settings: Settings, tmp_path: Path
-) -> None:
-    got: list[tuple[str, str]] = []
-
-    def keep(event: evt.Event) -> int:
-        got.append((event.dataset.SOPClassUID, event.dataset.SOPInstanceUID))
-        return 0x0000
-
-    entity = AE(ae_title="OLD")
-    for sop_class in (SegmentationStorage, ComprehensiveSRStorage):
-        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
-    server = entity.start_server(
-        (servers.LOOPBACK, 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
-    )
-    assert server is not None
-    try:
-        peer = f"OLD@{servers.LOOPBACK}:{server.server_address[1]}"
-        with analysed(sent_to(settings, peer), tmp_path) as at:
-            done = deliver_all(at, settings)
-    finally:
-        server.shutdown()
-    assert [row.state for row in done] == [DeliveryState.SENT] * 2
-    by_kind = {row.kind: row for row in steps.rows(settings, ArtifactRow)}
-    fallback = by_kind[ArtifactKind.SR_FALLBACK]
-    assert got[1] == (ComprehensiveSRStorage, fallback.sop_instance_uid)
-    sent = [
-        event.detail["artifact"] for event in steps.rows(settings, Event) if event.what == "sent"
-    ]
-    assert sent == ["seg", "sr_comprehensive"]
-
-
-@steps.sqlite_only
-def test_a_peer_that_takes_no_reports_refuses_for_good(settings: Settings, tmp_path: Path) -> None:
-    own = f"HIPSCORE@127.0.0.1:{settings.dicom_port}"  # takes MR images only
-    with analysed(sent_to(settings, own), tmp_path) as at, steps.listening(settings):
-        done = deliver_all(at, settings)
-    assert [row.state for row in done] == [DeliveryState.REFUSED] * 2
-    assert "does not accept Comprehensive 3D SR Storage" in (done[1].error or "")
-
-
 # --- reaper ------------------------------------------------------------------------------
 
 
@@ -527,14 +349,14 @@ def test_a_job_that_kills_every_worker_is_given_up(settings: Settings, tmp_path:
     object.__setattr__(deadly, "error", SystemExit())
     impatient = settings.model_copy(update={"lease_seconds": 0.001})
     with steps.bench(impatient, deadly) as at:
-        for _ in range(3):
+        for _ in range(5):
             with contextlib.suppress(SystemExit):
                 worker.analyse(job.id, at)
             time.sleep(0.01)
             worker.reap(at)
     (done,) = steps.rows(settings, Job)
     assert done.state is JobState.FAILED
-    assert done.attempts == 3
+    assert done.attempts == 5
 
 
 @steps.sqlite_only
@@ -565,18 +387,41 @@ def test_a_series_that_cannot_be_closed_holds_up_nothing_else(
     assert len(steps.queued(settings, "analysis")) == 1
 
 
-@contextlib.contextmanager
-def beating(settings: Settings) -> Iterator[None]:
-    """A beat in a thread; it has to end within a second."""
-    stop = threading.Event()
-    beat = threading.Thread(target=lambda: worker.run_beat(settings, stop=stop, card=CARD))
-    beat.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        beat.join(1.0)
-        assert not beat.is_alive()
+@steps.sqlite_only
+def test_series_that_cannot_be_closed_leave_room_for_the_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def settle(series_id: int, *_: Any, **__: Any) -> None:
+        tried.append(series_id)
+        raise ValueError(NAME)
+
+    monkeypatch.setattr(reaping, "settle", settle)
+    monkeypatch.setattr(reaping, "REAP_BATCH", 2)
+    with steps.bench(settings) as at:
+        with at.sessions.begin() as session:
+            for number in range(5):
+                series = f"{store_steps.SERIES}.{number}"
+                store_steps.receive(store_steps.image(1, series=series), session=session)
+        for _ in range(4):
+            worker.reap(at)
+    assert sorted(tried) == [1, 2, 3, 4, 5]
+
+
+@steps.sqlite_only
+def test_a_clock_that_goes_back_puts_nothing_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with steps.bench(settings) as at:
+        worker.reap(at)
+        with at.sessions.begin() as session:
+            job = store_steps.a_job(session=session)
+            job.next_attempt_at = now_utc() + timedelta(seconds=20)
+        monkeypatch.setattr(reaping, "now_utc", lambda: now_utc() - timedelta(hours=2))
+        worker.reap(at)
+        assert "the clock went back; brought back as well: 1 attempts" in caplog.text
+        assert len(steps.queued(settings, "analysis")) == 1
 
 
 @steps.sqlite_only
@@ -592,7 +437,7 @@ def test_beat_reaps_while_the_broker_is_down(settings: Settings, tmp_path: Path)
             "reap_seconds": 0.1,
         }
     )
-    with beating(alone), beating(alone):  # two do no harm
+    with steps.beating(alone), steps.beating(alone):  # two do no harm
         servers.wait_until(
             lambda: steps.rows(settings, Series)[0].state is SeriesState.MATCHED,
             what="the quiet series is closed",
@@ -609,7 +454,7 @@ def test_beat_stops_while_a_reap_hangs(settings: Settings, monkeypatch: pytest.M
         release.wait(30)
 
     monkeypatch.setattr(worker_process, "reap", hang)
-    with beating(settings):
+    with steps.beating(settings):
         assert hanging.wait(30)
     release.set()
 
@@ -670,19 +515,21 @@ def processes(settings: Settings, oracle: Oracle, workers: int = 1) -> Iterator[
                 process.kill()
 
 
-def test_a_sent_series_comes_back_to_the_pacs(
+def test_a_sent_series_comes_back_to_the_pacs_which_commits_to_it(
     settings: Settings, orthanc: servers.Orthanc, tmp_path: Path
 ) -> None:
     truth, images = study()
+    orthanc.add_modality("hipscore", ae_title="HIPSCORE", port=settings.dicom_port)
     configured = sent_to(settings, orthanc.peer, reap_seconds=1.0)
     oracle = steps.knowing((truth, images))
-    with processes(configured, oracle):
-        steps.received(configured, images, tmp_path / "scanner")
+    with processes(configured, oracle), steps.listening(configured, card=oracle.card) as port:
+        assert steps.storescu(port, steps.save(images, tmp_path / "scanner")).returncode == 0
         servers.wait_until(
             lambda: (
-                [row.state for row in steps.rows(settings, Delivery)] == [DeliveryState.SENT] * 2
+                [row.state for row in steps.rows(settings, Delivery)]
+                == [DeliveryState.COMMITTED] * 2
             ),
-            what="SEG and SR are delivered",
+            what="SEG and SR are delivered and committed",
             seconds=60,
         )
     (study_id,) = orthanc.find("Study", StudyInstanceUID=str(images[0].StudyInstanceUID))

@@ -56,7 +56,18 @@ class _Database(Collector):
         yield _by_state("series", counts.series)
         yield _by_state("jobs", counts.jobs)
         yield _by_state("deliveries", counts.deliveries)
-        yield _waiting(counts.oldest_queued_at)
+        yield _age("queued", "job that waits", counts.oldest_queued_at)
+        yield _age(
+            "undelivered",
+            "result that a destination does not have, whatever the reason",
+            counts.oldest_undelivered_at,
+        )
+        yield GaugeMetricFamily(
+            "hipscore_uncommitted",
+            "results that were sent and wait for the storage commitment",
+            value=counts.uncommitted,
+        )
+        yield _age("uncommitted", "result that waits for it", counts.oldest_uncommitted_at)
         yield _stages([each for each in newest if each])
         yield _free(self._desk)
 
@@ -69,11 +80,10 @@ def _by_state(what: str, counts: object) -> Metric:
     return family
 
 
-def _waiting(since: datetime | None) -> Metric:
+def _age(which: str, words: str, since: datetime | None) -> Metric:
     age = 0.0 if since is None else (datetime.now(UTC) - since).total_seconds()
-    return GaugeMetricFamily(
-        "hipscore_oldest_queued_seconds", "age of the oldest job that waits", value=max(age, 0.0)
-    )
+    name, text = f"hipscore_oldest_{which}_seconds", f"age of the oldest {words}"
+    return GaugeMetricFamily(name, text, value=max(age, 0.0))
 
 
 def _stages(timings: list[dict[str, float]]) -> Metric:

@@ -10,20 +10,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pynetdicom import AE, AllStoragePresentationContexts, evt
-from pynetdicom.events import Event
 
 from hipscore import pacs
 from hipscore.cli.common import load_settings, progress, start, table
 from hipscore.cli.phantom import truth, write
+from hipscore.cli.sink import sink
 from hipscore.cli.up import running
 from hipscore.domain import RESEARCH_USE, HipFindings
 from hipscore.phantom import Burden, synthesise
@@ -61,8 +58,8 @@ def demo(*, out: Path, seed: int, burden: str, timeout: float, keep: bool) -> No
     made = synthesise(seed=seed, burden=Burden(burden))
     files = write(made, out / "images")
     click.echo(f"synthetic study: {len(files)} images, seed {seed}, burden {burden}")
-    with _sink(out / "pacs") as sink, tempfile.TemporaryDirectory(prefix="hipscore-") as data:
-        settings = _settings(Path(data), sink)
+    with sink(out / "pacs") as peer, tempfile.TemporaryDirectory(prefix="hipscore-") as data:
+        settings = _settings(Path(data), peer)
         start(settings.model_copy(update={"log_level": "WARNING"}))
         began = time.monotonic()
         with running(settings, log_dir=out / "logs"):
@@ -75,7 +72,7 @@ def demo(*, out: Path, seed: int, burden: str, timeout: float, keep: bool) -> No
             raise click.exceptions.Exit(1)
 
 
-def _settings(data: Path, sink: Peer) -> Settings:
+def _settings(data: Path, peer: Peer) -> Settings:
     """Settings of a service of its own: the operator's are those of another, kept out of it.
 
     Only the model and the processors are the operator's choice here too.
@@ -89,7 +86,7 @@ def _settings(data: Path, sink: Peer) -> Settings:
         "data_dir": data,
         "dicom_port": _free_port(),
         "http_port": _free_port(),
-        "destinations": (sink,),
+        "destinations": (peer,),
         "database_url": f"sqlite:///{data / 'hipscore.db'}",
     }
     # None would not count as given, and the operator's broker would be used
@@ -130,10 +127,24 @@ def _run(settings: Settings, files: Sequence[Path], out: Path, timeout: float) -
             raise click.ClickException(msg)
         time.sleep(0.05)
     click.echo(f"results in the PACS {time.monotonic() - sent:.1f} s after the last image")
+    while _states(f"{base}/studies/{study}") != {"COMMITTED"}:
+        if time.monotonic() > sent + timeout:
+            msg = f"the PACS did not commit to keep the results; see {out / 'logs'}"
+            raise click.ClickException(msg)
+        time.sleep(0.05)
+    click.echo("the PACS has committed to keep them")
     with urllib.request.urlopen(base + result["artifacts"]["overlay"]) as response:  # noqa: S310
         (out / "overlay.png").write_bytes(response.read())
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def _states(url: str) -> set[str]:
+    """States of the deliveries of a study."""
+    with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own API
+        study = json.load(response)
+    jobs = (job for series in study["details"] for job in series["jobs"])
+    return {each["state"] for job in jobs for each in job["deliveries"]}
 
 
 def _wait(url: str, until: float, out: Path) -> dict[str, Any]:
@@ -219,31 +230,6 @@ def _stay(settings: Settings) -> None:
             time.sleep(1)
     except KeyboardInterrupt:
         click.echo("stopping", err=True)
-
-
-@contextmanager
-def _sink(folder: Path) -> Iterator[Peer]:
-    """A storage SCP in this process that keeps every object as MODALITY-UID.dcm."""
-
-    def keep(event: Event) -> int:
-        dataset: Dataset = event.dataset
-        dataset.file_meta = event.file_meta
-        name = f"{dataset.Modality}-{dataset.SOPInstanceUID}"
-        dataset.save_as(folder / f"{name}.part", enforce_file_format=True)
-        (folder / f"{name}.part").rename(folder / f"{name}.dcm")
-        return 0x0000
-
-    entity = AE(ae_title="DEMOPACS")
-    entity.supported_contexts = AllStoragePresentationContexts
-    server = entity.start_server(
-        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
-    )
-    assert server is not None  # noqa: S101 - not blocking, so there is one
-    try:
-        port = server.server_address[1]
-        yield Peer(ae_title="DEMOPACS", host="127.0.0.1", port=int(port))
-    finally:
-        server.shutdown()
 
 
 def _free_port() -> int:

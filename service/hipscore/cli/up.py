@@ -79,7 +79,9 @@ def running(
                 )
             supervisor.add("beat", supervise.service("beat"))
             supervisor.add("api", supervise.service("serve"))
-            supervisor.add("listener", supervise.service("listen"))
+            for number in range(1, settings.listeners + 1):
+                name = "listener" if number == 1 else f"listener-{number}"
+                supervisor.add(name, supervise.service("listen"))
             _wait_until_ready(settings, supervisor)
             yield supervisor
         finally:

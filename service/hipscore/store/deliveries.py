@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DELIVERY, DeliveryEvent, DeliveryState, IllegalMove
 from hipscore.store import ledger
-from hipscore.store.moves import LeaseLost, advance, clean, load
+from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
 from hipscore.store.tables import ArtifactRow, Delivery, Job
 
 _RELEASED: dict[str, Any] = {"lease": None, "lease_until": None, "enqueued_at": None}
@@ -52,7 +52,7 @@ def claim(
         delivery,
         DELIVERY,
         DeliveryEvent.CLAIM,
-        subject=_subject(delivery, session=session),
+        subject=subject_of(delivery, session=session),
         values={
             "attempts": Delivery.attempts + 1,
             "lease": lease,
@@ -76,18 +76,18 @@ def sent(
     *,
     lease: str,
     status: int,
-    form: ArtifactKind | None = None,
-    transaction_uid: str | None = None,
+    form: ArtifactRow | None = None,
+    commit: bool = False,
     now: datetime,
     session: Session,
 ) -> None:
     """SENDING → SENT: the peer answered Success or a warning (``status``, PS3.4 B.2.3).
 
-    ``form`` is the artifact that went, for the ledger, where there was a choice.
-
-    ``transaction_uid`` is that of the storage commitment request that follows, if one
-    does (see :func:`committed`). Raises LeaseLost.
+    ``form`` is the artifact that went, where there was a choice. With ``commit``, storage
+    commitment is to be asked for (:mod:`hipscore.store.commitment`), and is due at once.
+    Raises LeaseLost.
     """
+    delivery = load(Delivery, delivery_id, session=session)
     _leave(
         delivery_id,
         DeliveryEvent.SENT,
@@ -95,77 +95,13 @@ def sent(
         values={
             "status": status,
             "error": None,
-            "transaction_uid": transaction_uid,
+            "form_id": delivery.artifact_id if form is None else form.id,
+            "commit_at": now if commit else None,
+            "commit_attempts": 0,
+            "transaction_uid": None,
             "finished_at": now,
         },
-        detail={"status": f"0x{status:04X}", **({"artifact": form.value} if form else {})},
-        now=now,
-        session=session,
-    )
-
-
-def requested(delivery_id: int, *, transaction_uid: str, session: Session) -> None:
-    """Remember the Transaction UID of the storage commitment asked for a SENT delivery.
-
-    Call it, and commit, before the request leaves: the report may come at once.
-    """
-    delivery = load(Delivery, delivery_id, session=session)
-    if delivery.state is not DeliveryState.SENT:
-        msg = f"delivery {delivery_id} is {delivery.state.value}; commitment is asked when SENT"
-        raise IllegalMove(msg)
-    delivery.transaction_uid = transaction_uid
-    session.flush()
-
-
-def of_transaction(
-    transaction_uid: str, sop_instance_uid: str, *, session: Session
-) -> Delivery | None:
-    """The delivery a line of an N-EVENT-REPORT is about (PS3.4 J.3.3), or None."""
-    query = (
-        select(Delivery)
-        .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
-        .where(
-            Delivery.transaction_uid == transaction_uid,
-            ArtifactRow.sop_instance_uid == sop_instance_uid,
-        )
-    )
-    return session.scalars(query).one_or_none()
-
-
-def committed(delivery_id: int, *, now: datetime, session: Session) -> bool:
-    """SENT → COMMITTED: the peer took over safekeeping. False if it was so before.
-
-    Raises
-    ------
-    hipscore.lifecycle.IllegalMove
-        If the delivery is neither SENT nor COMMITTED.
-    """
-    delivery = load(Delivery, delivery_id, session=session, lock=True)
-    if delivery.state is DeliveryState.COMMITTED:
-        return False
-    return advance(
-        delivery,
-        DELIVERY,
-        DeliveryEvent.COMMIT,
-        subject=_subject(delivery, session=session),
-        values={"finished_at": now},
-        now=now,
-        session=session,
-    )
-
-
-def uncommitted(
-    delivery_id: int, *, reason: int, error: str, now: datetime, session: Session
-) -> bool:
-    """SENT → REFUSED: the peer declined the commitment (Failure Reason 0008,1197)."""
-    delivery = load(Delivery, delivery_id, session=session, lock=True)
-    return advance(
-        delivery,
-        DELIVERY,
-        DeliveryEvent.REFUSE,
-        subject=_subject(delivery, session=session),
-        values={"status": reason, "error": clean(error), "finished_at": now},
-        detail={"failure_reason": f"0x{reason:04X}", "error": clean(error)},
+        detail={"status": f"0x{status:04X}", **({"artifact": form.kind.value} if form else {})},
         now=now,
         session=session,
     )
@@ -254,21 +190,30 @@ def retry(delivery_id: int, *, now: datetime, session: Session) -> Delivery:
     Raises
     ------
     hipscore.lifecycle.IllegalMove
-        If the delivery is being sent at this moment.
+        If the delivery is being sent at this moment, or what it sends was purged.
     hipscore.store.moves.NotFound
         If there is no such delivery.
     """
     delivery = load(Delivery, delivery_id, session=session, lock=True)
+    purged_at = session.scalar(
+        select(ArtifactRow.purged_at).where(ArtifactRow.id == delivery.artifact_id)
+    )
+    if purged_at is not None:
+        msg = f"what delivery {delivery_id} sends was purged on {purged_at:%Y-%m-%d}"
+        raise IllegalMove(msg)
     moved = advance(
         delivery,
         DELIVERY,
         DeliveryEvent.RETRY,
-        subject=_subject(delivery, session=session),
+        subject=subject_of(delivery, session=session),
         values={
             "attempts": 0,
             "next_attempt_at": None,
             "enqueued_at": None,
             "finished_at": None,
+            "form_id": None,
+            "commit_at": None,
+            "commit_attempts": 0,
             "transaction_uid": None,
         },
         now=now,
@@ -280,29 +225,30 @@ def retry(delivery_id: int, *, now: datetime, session: Session) -> Delivery:
     return delivery
 
 
-def expire_leases(*, now: datetime, max_attempts: int, session: Session) -> list[int]:
-    """Take deliveries from silent workers: back to PENDING, EXHAUSTED after ``max_attempts``.
+def expire_leases(
+    *,
+    now: datetime,
+    max_attempts: int,
+    died: Callable[[str], bool] = nobody_died,
+    session: Session,
+) -> list[int]:
+    """Take deliveries from workers that are silent or ``died``: PENDING, or EXHAUSTED.
 
     Returns the ids of those that are PENDING again.
     """
-    query = select(Delivery.id).where(
-        Delivery.state == DeliveryState.SENDING, Delivery.lease_until < now
-    )
+    query = select(Delivery.id).where(Delivery.state == DeliveryState.SENDING)  # very few
     pending = []
     for delivery_id in session.scalars(query.order_by(Delivery.id)).all():
         delivery = load(Delivery, delivery_id, session=session, lock=True)
-        until = delivery.lease_until
-        if delivery.state is not DeliveryState.SENDING or until is None or until >= now:
-            continue  # sent since the scan
+        error = forfeited(delivery, now=now, died=died)
+        if delivery.state is not DeliveryState.SENDING or error is None:
+            continue  # in force, or sent since the scan
         spent = delivery.attempts >= max_attempts
-        error = (
-            f"no sign of life from the worker until the lease ended, attempt {delivery.attempts}"
-        )
         advance(
             delivery,
             DELIVERY,
             DeliveryEvent.EXHAUST if spent else DeliveryEvent.EXPIRE,
-            subject=_subject(delivery, session=session),
+            subject=subject_of(delivery, session=session),
             lease=delivery.lease,
             values={**_RELEASED, "error": error, "finished_at": now if spent else None},
             detail={"error": error, "attempt": delivery.attempts},
@@ -337,12 +283,36 @@ def due(
     return list(session.scalars(query.order_by(Delivery.id).limit(limit)))
 
 
+def underway(destination: str, now: datetime, *, session: Session) -> bool:
+    """Whether anything is being sent to this destination, or could be now."""
+    due_now = or_(Delivery.next_attempt_at.is_(None), Delivery.next_attempt_at <= now)
+    query = select(Delivery.id).where(
+        Delivery.destination == destination,
+        or_(
+            Delivery.state == DeliveryState.SENDING,
+            and_(Delivery.state == DeliveryState.PENDING, due_now),
+        ),
+    )
+    return session.scalars(query.limit(1)).first() is not None
+
+
 def enqueued(delivery_ids: Sequence[int], *, now: datetime, session: Session) -> None:
     """Remember that a broker message was sent for these deliveries."""
     session.execute(
         update(Delivery).where(Delivery.id.in_(delivery_ids)).values(enqueued_at=now),
         execution_options={"synchronize_session": False},
     )
+
+
+def subject_of(delivery: Delivery, *, session: Session) -> ledger.Subject:
+    """Whom a line of the ledger about this delivery is about."""
+    query = (
+        select(Job.series_id, Job.id)
+        .join(ArtifactRow, ArtifactRow.job_id == Job.id)
+        .where(ArtifactRow.id == delivery.artifact_id)
+    )
+    series_id, job_id = session.execute(query).one()
+    return ledger.Subject(series_id=series_id, job_id=job_id, delivery_id=delivery.id)
 
 
 def _fallback(artifact: ArtifactRow, *, session: Session) -> ArtifactRow | None:
@@ -353,16 +323,6 @@ def _fallback(artifact: ArtifactRow, *, session: Session) -> ArtifactRow | None:
         ArtifactRow.job_id == artifact.job_id, ArtifactRow.kind == ArtifactKind.SR_FALLBACK
     )
     return session.scalars(query).one_or_none()
-
-
-def _subject(delivery: Delivery, *, session: Session) -> ledger.Subject:
-    query = (
-        select(Job.series_id, Job.id)
-        .join(ArtifactRow, ArtifactRow.job_id == Job.id)
-        .where(ArtifactRow.id == delivery.artifact_id)
-    )
-    series_id, job_id = session.execute(query).one()
-    return ledger.Subject(series_id=series_id, job_id=job_id, delivery_id=delivery.id)
 
 
 def _answer(status: int | None, error: str) -> dict[str, Any]:
@@ -387,7 +347,7 @@ def _leave(
         delivery,
         DELIVERY,
         event,
-        subject=_subject(delivery, session=session),
+        subject=subject_of(delivery, session=session),
         lease=lease,
         values={**_RELEASED, **values},
         detail=detail,

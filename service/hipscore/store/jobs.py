@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import JOB, DeliveryState, IllegalMove, JobEvent, JobState
 from hipscore.store import ledger
-from hipscore.store.moves import LeaseLost, advance, clean, load
+from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
 from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, JobInstance
 
 _UNFINISHED = (JobState.QUEUED, JobState.ANALYSING)
@@ -210,18 +210,27 @@ def postpone(
     )
 
 
-def fail(job_id: int, *, lease: str, error: str, now: datetime, session: Session) -> None:
+def fail(
+    job_id: int,
+    *,
+    lease: str,
+    error: str,
+    reason_code: str | None = None,
+    now: datetime,
+    session: Session,
+) -> None:
     """ANALYSING → FAILED: a defect, or too many attempts. Raises LeaseLost.
 
-    ``error`` must not contain anything that identifies a patient.
+    ``reason_code`` is for a failure that somebody waits to see mended (see
+    :mod:`hipscore.store.retention`). ``error`` must not contain anything that identifies a patient.
     """
     job = _held(job_id, lease, session=session)
     _leave(
         job,
         JobEvent.FAIL,
         lease=lease,
-        values={"error": clean(error), "finished_at": now},
-        detail={"error": clean(error)},
+        values={"error": clean(error), "reason_code": reason_code, "finished_at": now},
+        detail={"error": clean(error), **({"reason": reason_code} if reason_code else {})},
         now=now,
         session=session,
     )
@@ -247,7 +256,13 @@ def retry(job_id: int, *, now: datetime, session: Session) -> Job:
         JOB,
         JobEvent.RETRY,
         subject=_subject(job),
-        values={"attempts": 0, "next_attempt_at": None, "enqueued_at": None, "finished_at": None},
+        values={
+            "attempts": 0,
+            "next_attempt_at": None,
+            "enqueued_at": None,
+            "reason_code": None,
+            "finished_at": None,
+        },
         now=now,
         session=session,
     )
@@ -257,19 +272,25 @@ def retry(job_id: int, *, now: datetime, session: Session) -> Job:
     return job
 
 
-def expire_leases(*, now: datetime, max_attempts: int, session: Session) -> list[int]:
-    """Take jobs from workers that are silent: back to QUEUED, FAILED after ``max_attempts``.
+def expire_leases(
+    *,
+    now: datetime,
+    max_attempts: int,
+    died: Callable[[str], bool] = nobody_died,
+    session: Session,
+) -> list[int]:
+    """Take jobs from workers that are silent or ``died``: QUEUED, FAILED after ``max_attempts``.
 
     Returns the ids of those that are QUEUED again.
     """
-    query = select(Job.id).where(Job.state == JobState.ANALYSING, Job.lease_until < now)
+    query = select(Job.id).where(Job.state == JobState.ANALYSING)  # as many as workers at most
     queued = []
     for job_id in session.scalars(query.order_by(Job.id)).all():
         job = load(Job, job_id, session=session, lock=True)
-        if job.state is not JobState.ANALYSING or job.lease_until is None or job.lease_until >= now:
-            continue  # finished or renewed since the scan
+        error = forfeited(job, now=now, died=died)
+        if job.state is not JobState.ANALYSING or error is None:
+            continue  # in force, or finished since the scan
         spent = job.attempts >= max_attempts
-        error = f"no sign of life from the worker until the lease ended, attempt {job.attempts}"
         advance(
             job,
             JOB,

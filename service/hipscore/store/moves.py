@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -50,6 +50,26 @@ def load(kind: type[Row], row_id: int, *, session: Session, lock: bool = False) 
         msg = f"there is no {kind.__name__.lower()} {row_id}"
         raise NotFound(msg)
     return row
+
+
+def nobody_died(lease: str) -> bool:
+    """Answer for leases whose holders cannot be seen: only the time ends them."""
+    del lease
+    return False
+
+
+def forfeited(row: Job | Delivery, *, now: datetime, died: Callable[[str], bool]) -> str | None:
+    """Why the lease of a held row is over, in one line; None while it is in force.
+
+    ``died`` says of a lease token whether its holder is known to be dead.
+    """
+    if row.lease is None or row.lease_until is None:
+        return None
+    if row.lease_until < now:
+        return f"no sign of life from the worker until the lease ended, attempt {row.attempts}"
+    if died(row.lease):
+        return f"the worker that held it died, attempt {row.attempts}"
+    return None
 
 
 def advance(

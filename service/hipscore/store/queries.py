@@ -66,13 +66,19 @@ class StudySummary:
 class Counts:
     """How many rows are in each state (every state is present), for the metrics.
 
-    ``oldest_queued_at`` is when the oldest job that waits now was opened.
+    ``oldest_queued_at`` is when the oldest job that waits now was opened,
+    ``oldest_undelivered_at`` when the oldest result that a destination does not have was
+    made. ``uncommitted`` results wait for the storage commitment of their destination, the
+    oldest of them was sent at ``oldest_uncommitted_at``.
     """
 
     series: dict[SeriesState, int]
     jobs: dict[JobState, int]
     deliveries: dict[DeliveryState, int]
     oldest_queued_at: datetime | None
+    oldest_undelivered_at: datetime | None
+    uncommitted: int
+    oldest_uncommitted_at: datetime | None
 
     @property
     def queue_depth(self) -> int:
@@ -88,6 +94,14 @@ _PREFERENCE = {
     JobState.NOT_SCORABLE: 2,
     JobState.FAILED: 3,
 }
+
+#: the destination does not have it
+_UNDELIVERED = (
+    DeliveryState.PENDING,
+    DeliveryState.SENDING,
+    DeliveryState.REFUSED,
+    DeliveryState.EXHAUSTED,
+)
 
 
 def latest_job_of_study(study_instance_uid: str, *, session: Session) -> JobDetail | None:
@@ -272,11 +286,20 @@ def counts(*, session: Session) -> Counts:
         session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all()
     )
     oldest = select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED)
+    undelivered = select(func.min(Delivery.created_at)).where(Delivery.state.in_(_UNDELIVERED))
+    uncommitted, sent_at = session.execute(
+        select(func.count(), func.min(Delivery.finished_at)).where(
+            Delivery.state == DeliveryState.SENT, Delivery.commit_at.is_not(None)
+        )
+    ).one()
     return Counts(
         series={state: by_series.get(state, 0) for state in SeriesState},
         jobs={state: by_job.get(state, 0) for state in JobState},
         deliveries={state: by_delivery.get(state, 0) for state in DeliveryState},
         oldest_queued_at=session.scalar(oldest),
+        oldest_undelivered_at=session.scalar(undelivered),
+        uncommitted=uncommitted,
+        oldest_uncommitted_at=sent_at,
     )
 
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from io import BytesIO
 
-from pydicom import dcmread
 from sqlalchemy.exc import SQLAlchemyError
 
 from hipscore import __version__, lifecycle, pipeline
 from hipscore.domain import Artifact, ModelCard, Segmenter, Transient
-from hipscore.header import read_header
+from hipscore.header import read_header, read_image
+from hipscore.lease import token
 from hipscore.lifecycle import JobState
-from hipscore.reporting import ReportContext, SopReference
+from hipscore.reporting import ReportContext, SopReference, uids
 from hipscore.reporting.result import result_json
 from hipscore.spool import Spool
 from hipscore.store import engine as database
-from hipscore.store import jobs
+from hipscore.store import jobs, retention
 from hipscore.store.binding import rebind
 from hipscore.store.jobs import StoredArtifact
 from hipscore.store.moves import LeaseLost, NotFound
-from hipscore.store.tables import ArtifactRow, Job
+from hipscore.store.tables import ArtifactRow, Job, Series
 from hipscore.telemetry import Stopwatch
 from hipscore.worker.bench import (
     Bench,
@@ -45,7 +43,7 @@ def analyse(job_id: int, at: Bench) -> None:
     if segmenter is None:
         log.error("job %d is left alone: this worker has no networks", job_id)
         return
-    lease = uuid.uuid4().hex
+    lease = token()
     watch = Stopwatch()
     try:
         with database.transaction(at.sessions) as session:
@@ -75,11 +73,12 @@ def _perform(
     """Analyse, report, store, finish. Returns the ids of the deliveries and the outcome."""
     stage = _renewing(job, lease, watch, at)
     with watch.stage("read"), database.transaction(at.sessions) as session:
+        retention.require_images(job.id, session=session)
         sources = jobs.instances(job.id, session=session)
         earlier = jobs.predecessor(job.id, session=session)
     with stage("read"):
-        images = [dcmread(BytesIO(at.spool.read(each.spool_key, each.sha256))) for each in sources]
-        predecessor = None if earlier is None else _reference(earlier, at.spool)
+        images = [read_image(at.spool.read(each.spool_key, each.sha256)) for each in sources]
+        predecessor = None if earlier is None else _reference(earlier, at)
     context = ReportContext(
         job_key=job.key,
         created_at=now_utc().astimezone(),  # DICOM times are local (PS3.5 6.2)
@@ -140,9 +139,19 @@ def _renewing(job: Job, lease: str, watch: Stopwatch, at: Bench) -> pipeline.Sta
     return stage
 
 
-def _reference(document: ArtifactRow, spool: Spool) -> SopReference:
-    """Where an earlier SR belongs, from its own header."""
-    header = read_header(spool.read(document.spool_key, document.sha256))
+def _reference(document: ArtifactRow, at: Bench) -> SopReference:
+    """Where an earlier SR belongs, from its own header, or from its row if it was purged."""
+    if document.purged_at is not None:
+        with database.transaction(at.sessions) as session:
+            earlier = session.get_one(Job, document.job_id)
+            study = session.get_one(Series, earlier.series_id).study_instance_uid
+        return SopReference(
+            sop_class_uid=str(document.sop_class_uid),
+            sop_instance_uid=str(document.sop_instance_uid),
+            series_instance_uid=uids.derive(earlier.key, "sr", "series"),  # as reporting does
+            study_instance_uid=study,
+        )
+    header = read_header(at.spool.read(document.spool_key, document.sha256))
     return SopReference(
         sop_class_uid=header.sop_class_uid,
         sop_instance_uid=header.sop_instance_uid,
@@ -206,7 +215,15 @@ def _give_up(job: Job, lease: str, error: Exception, at: Bench) -> None:
                     session=session,
                 )
             else:
-                jobs.fail(job.id, lease=lease, error=describe(error), now=now, session=session)
+                purged = isinstance(error, retention.ImagesPurged)
+                jobs.fail(
+                    job.id,
+                    lease=lease,
+                    error=str(error) if purged else describe(error),
+                    reason_code=retention.IMAGES_PURGED if purged else None,
+                    now=now,
+                    session=session,
+                )
     except (LeaseLost, Transient, SQLAlchemyError) as second:
         # The lease runs out by itself and the reaper takes the job back.
         log.warning("job %d could not be put back: %s", job.id, describe(second))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import deliveries, jobs
 from hipscore.store import engine as database
+from hipscore.worker.memory import Memory
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Bench:
     broker: Celery
     segmenter: Segmenter | None = None
     card: ModelCard | None = None
+    memory: Memory = field(default_factory=Memory)
 
 
 def bench(
@@ -67,6 +69,11 @@ def announce_jobs(ids: Sequence[int], at: Bench) -> bool:
 def announce_deliveries(ids: Sequence[int], at: Bench) -> bool:
     """Tell the workers about these deliveries; False when the broker is down."""
     return _announce(ids, queue.enqueue_deliver, deliveries.enqueued, at)
+
+
+def announce_commitments(ids: Sequence[int], at: Bench) -> bool:
+    """Tell the workers that what was sent like these is to be committed to; as above."""
+    return _announce(ids, queue.enqueue_commit, deliveries.enqueued, at)
 
 
 def _announce(

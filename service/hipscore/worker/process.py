@@ -1,4 +1,4 @@
-"""The processes ``hipscore work``, Celery around two tasks, and ``hipscore beat``, a loop."""
+"""The processes ``hipscore work``, Celery around three tasks, and ``hipscore beat``, a loop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from celery import Celery, signals
 from hipscore import inference, queue
 from hipscore.domain import ModelCard, Segmenter
 from hipscore.settings import Settings
+from hipscore.worker import inquiry, purging
 from hipscore.worker.analysis import analyse
 from hipscore.worker.bench import Bench, bench
+from hipscore.worker.commitment import commit
 from hipscore.worker.delivery import deliver
 from hipscore.worker.reaping import reap
 
@@ -86,7 +88,7 @@ def node(queues: Sequence[str]) -> str:
 
 
 def run_beat(settings: Settings, *, stop: threading.Event, card: ModelCard | None = None) -> None:
-    """Reap every ``reap_seconds`` until ``stop`` is set; then return within a second.
+    """Reap every ``reap_seconds``, and purge, until ``stop`` is set; then return within a second.
 
     The reaper asks the database and nothing else, so that it works while the broker is
     down, and never behind a queue. Several at once do no harm.
@@ -115,9 +117,16 @@ def run_beat(settings: Settings, *, stop: threading.Event, card: ModelCard | Non
             stop.wait(settings.reap_seconds)
 
     # A database or broker that hangs holds this thread, not the process: what it has not
-    # committed is rolled back, and the next reaper does it again.
+    # committed is rolled back, and the next reaper does it again. Purging may take minutes
+    # and must not hold up the reaper.
     reaping = threading.Thread(target=loop, name="reaper", daemon=True)
     reaping.start()
+    threading.Thread(target=purging.watch, args=(at, stop), name="purger", daemon=True).start()
+    if settings.query_peer is not None:
+        asking = threading.Thread(
+            target=inquiry.watch, args=(at, stop), name="inquirer", daemon=True
+        )
+        asking.start()
     log.info("reaping every %g s", settings.reap_seconds)
     stop.wait()
     reaping.join(GRACE_SECONDS)
@@ -163,3 +172,7 @@ def _register(app: Celery, make: Callable[[], Bench]) -> None:
     @app.task(name=queue.DELIVER)
     def _deliver(delivery_id: int) -> None:
         deliver(delivery_id, make())
+
+    @app.task(name=queue.COMMIT)
+    def _commit(delivery_id: int) -> None:
+        commit(delivery_id, make())

@@ -1,4 +1,4 @@
-"""The reaper: what makes lost messages, dead workers and silent senders harmless."""
+"""The reaper: makes lost messages, dead workers, silent senders and clock steps harmless."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from hipscore.domain import Transient
+from hipscore.lease import holder_died
 from hipscore.lifecycle import CloseReason
-from hipscore.store import deliveries, intake, jobs
+from hipscore.store import clock, commitment, deliveries, intake, jobs
 from hipscore.store import engine as database
 from hipscore.store.closing import settle
 from hipscore.worker.bench import (
     Bench,
+    announce_commitments,
     announce_deliveries,
     announce_jobs,
     describe,
@@ -24,7 +26,7 @@ from hipscore.worker.bench import (
 )
 
 #: a job that killed its worker this often is FAILED instead of killing the next one
-FATAL_ATTEMPTS = 3
+FATAL_ATTEMPTS = 5
 #: rows one reap handles; what is left over is found by the next
 REAP_BATCH = 100
 #: after this many answers of "not now", the database is left alone until the next reap
@@ -38,10 +40,13 @@ log = logging.getLogger(__name__)
 def reap(at: Bench) -> None:
     """Close quiet series, take rows back from dead workers, announce what is due.
 
+    What a clock that went back has put off comes first: the other steps compare times.
+
     Any number of reapers may run at once, at any time. One step that fails keeps none of
     the others from being done.
     """
-    for step in (_expire_jobs, _expire_deliveries, _close_quiet, _announce_due, _clean):
+    steps = (_rewind, _expire_jobs, _expire_deliveries, _close_quiet, _announce_due, _clean)
+    for step in steps:
         try:
             step(at)
         except (Transient, SQLAlchemyError, OSError) as error:
@@ -50,31 +55,57 @@ def reap(at: Bench) -> None:
             log.error("%s failed: %s\n%s", _name(step), describe(error), trace(error))  # noqa: TRY400
 
 
+def _rewind(at: Bench) -> None:
+    now = now_utc()
+    went_back = at.memory.went_back(now)
+    with database.transaction(at.sessions) as session:
+        brought = clock.rewind(
+            now,
+            lease_s=at.settings.lease_seconds,
+            commitment_s=at.settings.commitment_seconds,
+            went_back=went_back,
+            session=session,
+        )
+    if brought:
+        listed = ", ".join(f"{number} {what}" for what, number in brought.items())
+        log.warning("the clock went back; brought back as well: %s", listed)
+
+
 def _expire_jobs(at: Bench) -> None:
     with database.transaction(at.sessions) as session:
-        back = jobs.expire_leases(now=now_utc(), max_attempts=FATAL_ATTEMPTS, session=session)
+        back = jobs.expire_leases(
+            now=now_utc(), max_attempts=FATAL_ATTEMPTS, died=holder_died, session=session
+        )
     for job_id in back:
-        log.warning("job %d taken back from a silent worker", job_id)
+        log.warning("job %d taken back from a silent or dead worker", job_id)
 
 
 def _expire_deliveries(at: Bench) -> None:
     allowed = at.settings.max_attempts
     with database.transaction(at.sessions) as session:
-        back = deliveries.expire_leases(now=now_utc(), max_attempts=allowed, session=session)
+        back = deliveries.expire_leases(
+            now=now_utc(), max_attempts=allowed, died=holder_died, session=session
+        )
     for delivery_id in back:
-        log.warning("delivery %d taken back from a silent worker", delivery_id)
+        log.warning("delivery %d taken back from a silent or dead worker", delivery_id)
 
 
 def _close_quiet(at: Bench) -> None:
-    """Close what is quiet, one transaction each: a series that fails holds up no other."""
+    """Close what is quiet, one transaction each: a series that fails holds up no other.
+
+    One that cannot be closed is left alone for a growing while, so that many of them
+    leave room for the rest.
+    """
     if at.card is None:
         msg = "the reaper needs the card of the bundle that jobs are opened for"
         raise RuntimeError(msg)
     before = now_utc() - timedelta(seconds=at.settings.quiet_seconds)
+    stuck = at.memory.stuck
     with database.transaction(at.sessions) as session:
-        silent = intake.quiet(before=before, limit=REAP_BATCH, session=session)
+        silent = intake.quiet(before=before, limit=REAP_BATCH + len(stuck), session=session)
+    stuck.keep(silent)
     refused = 0
-    for series_id in silent:
+    for series_id in filter(stuck.over, silent):
         try:
             with database.transaction(at.sessions) as session:
                 settle(
@@ -92,6 +123,7 @@ def _close_quiet(at: Bench) -> None:
             if refused == GIVE_UP_AFTER:
                 return
         except Exception as error:  # noqa: BLE001 - the defect belongs to this series alone
+            stuck.grow(series_id)
             text = f"{describe(error)}\n{trace(error)}"
             log.error("series %d cannot be closed: %s", series_id, text)  # noqa: TRY400
 
@@ -114,5 +146,6 @@ def _announce_due(at: Bench) -> None:
         }
         job_ids = jobs.due(now, **due)
         delivery_ids = deliveries.due(now, **due)
-    if announce_jobs(job_ids, at):
-        announce_deliveries(delivery_ids, at)
+        sent_ids = commitment.due(now, **due)
+    if announce_jobs(job_ids, at) and announce_deliveries(delivery_ids, at):
+        announce_commitments(sent_ids, at)

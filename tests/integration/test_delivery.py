@@ -1,0 +1,193 @@
+"""The worker's deliveries, one at a time, to real peers."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    ExplicitVRLittleEndian,
+    SegmentationStorage,
+)
+from pynetdicom import AE, evt
+
+from hipscore import pacs, worker
+from hipscore.domain import ArtifactKind
+from hipscore.lifecycle import DeliveryState
+from hipscore.settings import Settings
+from hipscore.store.tables import ArtifactRow, Delivery, Event
+from tests import servers
+from tests.integration import shell_steps as steps
+from tests.integration.delivery_steps import (
+    artifacts,
+    deliver_all,
+    refused_sockets,
+    scored,
+    sent_to,
+    states,
+    wake,
+)
+
+
+@steps.sqlite_only
+def test_the_stored_bytes_arrive_unchanged(settings: Settings, storescp: servers.StoreScp) -> None:
+    with scored(sent_to(settings, storescp.peer)) as at:
+        done = deliver_all(at, settings)
+        assert [row.state for row in done] == [DeliveryState.SENT] * 2
+        assert [row.status for row in done] == [0x0000] * 2
+        worker.deliver(done[0].id, at)  # a second message for the same delivery
+    made = artifacts(settings)
+    arrived = [steps.data_set(path.read_bytes()) for path in storescp.received()]
+    assert arrived == [
+        steps.data_set(made[ArtifactKind.SEG]),
+        steps.data_set(made[ArtifactKind.SR]),
+    ]
+
+
+@steps.sqlite_only
+def test_orthanc_has_seg_and_sr_beside_the_images(
+    settings: Settings, orthanc: servers.Orthanc
+) -> None:
+    with scored(sent_to(settings, orthanc.peer)) as at:
+        done = deliver_all(at, settings)
+    assert [row.state for row in done] == [DeliveryState.SENT] * 2
+    (found,) = orthanc.get("/studies")
+    series = [orthanc.get(f"/series/{each}") for each in orthanc.get(f"/studies/{found}")["Series"]]
+    assert {each["MainDicomTags"]["Modality"] for each in series} == {"SEG", "SR"}
+
+
+@refused_sockets
+def test_a_destination_that_is_down_is_served_when_it_is_back(
+    settings: Settings, tmp_path: Path
+) -> None:
+    root = tmp_path / "later"
+    root.mkdir()
+    with servers.storescp(root) as running:
+        peer = running.peer
+        running.process.stop()
+        with scored(sent_to(settings, peer)) as at:
+            waiting = deliver_all(at, settings)
+            assert [row.state for row in waiting] == [DeliveryState.PENDING] * 2
+            assert len({row.next_attempt_at for row in waiting} - {None}) == 1
+            # one timeout for all that waits for this peer
+            assert [row.attempts for row in waiting] == [1, 0]
+            postponed = [e for e in steps.rows(settings, Event) if e.what == "postpone"]
+            assert [event.detail["also_waiting"] for event in postponed] == [1]
+            assert all("cannot be reached" in (row.error or "") for row in waiting)
+            running.process.start()
+            for row in waiting:
+                wake(at, row.id)
+            done = deliver_all(at, settings)
+        assert [row.state for row in done] == [DeliveryState.SENT] * 2
+        assert len(running.received()) == 2
+
+
+@refused_sockets
+def test_a_delivery_is_exhausted_after_its_last_attempt(settings: Settings) -> None:
+    nobody = f"NOBODY@127.0.0.1:{servers.free_port()}"
+    with scored(sent_to(settings, nobody, max_attempts=2)) as at:
+        for _ in range(4):  # each finds out for both
+            for row in steps.rows(settings, Delivery):
+                wake(at, row.id)
+            done = deliver_all(at, settings)
+    assert [row.state for row in done] == [DeliveryState.EXHAUSTED] * 2
+    assert [row.attempts for row in done] == [2, 2]
+
+
+@refused_sockets
+@steps.sqlite_only
+def test_a_destination_that_is_down_holds_up_no_other(
+    settings: Settings, storescp: servers.StoreScp
+) -> None:
+    nobody = f"NOBODY@127.0.0.1:{servers.free_port()}"
+    with scored(sent_to(settings, nobody, storescp.peer)) as at:
+        done = deliver_all(at, settings)
+    states = {(row.destination, row.state) for row in done}
+    assert states == {
+        (nobody, DeliveryState.PENDING),
+        (storescp.peer, DeliveryState.SENT),
+    }
+
+
+@steps.sqlite_only
+def test_a_peer_without_comprehensive_3d_sr_gets_the_comprehensive_sr(settings: Settings) -> None:
+    got: list[tuple[str, str]] = []
+
+    def keep(event: evt.Event) -> int:
+        got.append((event.dataset.SOPClassUID, event.dataset.SOPInstanceUID))
+        return 0x0000
+
+    entity = AE(ae_title="OLD")
+    for sop_class in (SegmentationStorage, ComprehensiveSRStorage):
+        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+    server = entity.start_server(
+        (servers.LOOPBACK, 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    )
+    assert server is not None
+    try:
+        peer = f"OLD@{servers.LOOPBACK}:{server.server_address[1]}"
+        with scored(sent_to(settings, peer)) as at:
+            done = deliver_all(at, settings)
+    finally:
+        server.shutdown()
+    assert [row.state for row in done] == [DeliveryState.SENT] * 2
+    by_kind = {row.kind: row for row in steps.rows(settings, ArtifactRow)}
+    fallback = by_kind[ArtifactKind.SR_FALLBACK]
+    assert got[1] == (ComprehensiveSRStorage, fallback.sop_instance_uid)
+    sent = [
+        event.detail["artifact"] for event in steps.rows(settings, Event) if event.what == "sent"
+    ]
+    assert sent == ["seg", "sr_comprehensive"]
+
+
+@steps.sqlite_only
+def test_a_peer_that_takes_no_reports_refuses_for_good(settings: Settings) -> None:
+    own = f"HIPSCORE@127.0.0.1:{settings.dicom_port}"  # takes MR images only
+    with scored(sent_to(settings, own)) as at, steps.listening(settings):
+        done = deliver_all(at, settings)
+    assert [row.state for row in done] == [DeliveryState.REFUSED] * 2
+    assert "does not accept Comprehensive 3D SR Storage" in (done[1].error or "")
+
+
+@steps.sqlite_only
+def test_a_peer_that_falls_silent_keeps_the_others_waiting_and_tries_them_first(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    got: list[str] = []
+
+    def choke(event: evt.Event) -> int:
+        got.append(str(event.request.AffectedSOPClassUID))
+        if event.request.AffectedSOPClassUID == SegmentationStorage:
+            release.wait(20)
+        return 0x0000
+
+    quick = partial(pacs.send_one_of, timeouts=pacs.Timeouts(dimse=0.5))
+    monkeypatch.setattr(pacs, "send_one_of", quick)
+    entity = AE(ae_title="CHOKES")
+    for sop_class in (SegmentationStorage, Comprehensive3DSRStorage):
+        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+    handlers: list[Any] = [(evt.EVT_C_STORE, choke)]
+    server = entity.start_server((servers.LOOPBACK, 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        peer = f"CHOKES@{servers.LOOPBACK}:{server.server_address[1]}"
+        with scored(sent_to(settings, peer)) as at:
+            seg, sr = deliver_all(at, settings)
+            assert got == [SegmentationStorage]
+            assert [row.attempts for row in (seg, sr)] == [1, 0]
+            assert seg.next_attempt_at is not None
+            assert sr.next_attempt_at is not None
+            assert seg.next_attempt_at > sr.next_attempt_at
+            assert "did not answer within 0.5 s" in (sr.error or "")
+            wake(at, sr.id)
+            worker.deliver(sr.id, at)
+    finally:
+        release.set()
+        server.shutdown()
+    assert states(settings) == [DeliveryState.PENDING, DeliveryState.SENT]
