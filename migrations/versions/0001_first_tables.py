@@ -26,9 +26,11 @@ def upgrade() -> None:
     _artifacts()
     _deliveries()
     _events()
+    _append_only()
 
 
 def downgrade() -> None:
+    _append_only_no_more()
     for table in (
         "events",
         "deliveries",
@@ -92,6 +94,7 @@ def _instances() -> None:
     )
     _index("instances", "series_id")
     _index("instances", "association_id")
+    _index("instances", "spool_key")
 
 
 def _jobs() -> None:
@@ -161,6 +164,7 @@ def _artifacts() -> None:
         _one_of("artifacts", "kind", "seg", "sr", "sr_comprehensive", "overlay"),
         sqlite_autoincrement=True,
     )
+    _index("artifacts", "spool_key")
 
 
 def _deliveries() -> None:
@@ -215,6 +219,39 @@ def _events() -> None:
         sqlite_autoincrement=True,
     )
     _index("events", "series_id", "id")
+
+
+def _append_only() -> None:
+    """The database itself refuses to change or remove a line of the ledger.
+
+    A batch operation on ``events`` (SQLite: copy, drop, rename) loses the triggers: a
+    revision that needs one calls for them again.
+    """
+    refusal = "the ledger is append-only"
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(
+            "CREATE FUNCTION events_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION '{refusal}'; END $$"
+        )
+        op.execute(
+            "CREATE TRIGGER events_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON events "
+            "FOR EACH STATEMENT EXECUTE FUNCTION events_append_only()"
+        )
+        return
+    for move in ("update", "delete"):
+        op.execute(
+            f"CREATE TRIGGER events_no_{move} BEFORE {move.upper()} ON events "
+            f"BEGIN SELECT RAISE(ABORT, '{refusal}'); END"
+        )
+
+
+def _append_only_no_more() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP TRIGGER events_append_only ON events")
+        op.execute("DROP FUNCTION events_append_only()")
+        return
+    for move in ("update", "delete"):
+        op.execute(f"DROP TRIGGER events_no_{move}")
 
 
 def _leased() -> tuple[sa.Column[object], ...]:

@@ -353,8 +353,11 @@ def segment(volume: Volume, hip: Hip, segmenter: Segmenter) -> Masks:
     card = segmenter.card
     crop = frame(volume.grid, hip, card.segmenter, card.margin_mm)
     pictures = crops(volume, crop)
-    probability = restore(segmenter.segment(pictures), crop)
-    voxels = probability > np.array(card.thresholds, dtype=np.float32)[:, None, None, None]
+    probability = segmenter.segment(pictures)
+    voxels = np.zeros((probability.shape[1], *crop.shape), dtype=np.bool_)
+    # one channel at a time: on a large grid all of them at once would fill the memory
+    for channel, threshold in enumerate(card.thresholds):
+        voxels[channel] = restore(probability[:, [channel]], crop)[0] > np.float32(threshold)
     return Masks(side=hip.side, voxels=tidy(voxels, volume.grid, hip))
 
 

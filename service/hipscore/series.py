@@ -55,8 +55,9 @@ PIXEL_MM = (0.05, 10.0)
 MAX_STEP_MM = 15.0
 #: a position further from the origin is no position in a scanner, mm
 FAR_MM = 1e5
-#: a header may claim any size; a pelvis has no more voxels than this
-MAX_VOXELS = 128 * 1024 * 1024
+#: a header may claim any size; a pelvis has no more voxels than this (40 slices of 1024×1024),
+#: and an analysis of as many stays below 1.5 GB
+MAX_VOXELS = 40 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from pydicom import dcmread
+from sqlalchemy import update
 
 from hipscore import phantom, worker
 from hipscore.api import ApiError, create_app, run_api
-from hipscore.domain import RESEARCH_USE
+from hipscore.domain import RESEARCH_USE, ArtifactKind
 from hipscore.lifecycle import DeliveryState
 from hipscore.settings import Peer, Settings
 from hipscore.store import engine
-from hipscore.store.tables import Delivery, Job
+from hipscore.store.tables import ArtifactRow, Delivery, Job
 from tests import servers
 from tests.analytic import Oracle
 from tests.integration import shell_steps as steps
@@ -377,7 +379,11 @@ def test_the_ledger_tells_the_whole_story(
     settings: Settings, api: httpx.Client, tmp_path: Path
 ) -> None:
     uid = analysed(settings, tmp_path)
-    events = api.get(f"/studies/{uid}/ledger").json()["events"]
+    told = api.get(f"/studies/{uid}/ledger").json()
+    (verdict,) = told["verdict"]
+    assert verdict["sentences"][0].startswith("scored ")
+    assert verdict["what_next"] == ["nothing to do"]
+    events = told["events"]
     assert [(each["what"], each["to_state"]) for each in events] == [
         ("open", "RECEIVING"),
         ("close", "COMPLETE"),
@@ -386,6 +392,21 @@ def test_the_ledger_tells_the_whole_story(
         ("claim", "ANALYSING"),
         ("analysed", "ANALYSED"),
     ]
+
+
+@steps.sqlite_only
+def test_what_was_purged_is_gone_and_says_so(
+    settings: Settings, api: httpx.Client, tmp_path: Path
+) -> None:
+    uid = analysed(settings, tmp_path)
+    connected = engine.connect(settings.database)
+    with engine.sessions(connected).begin() as session:
+        gone = update(ArtifactRow).where(ArtifactRow.kind == ArtifactKind.SEG)
+        session.execute(gone.values(purged_at=datetime(2026, 3, 14, tzinfo=UTC)))
+    connected.dispose()
+    told = problem(api.get(f"/studies/{uid}/artifacts/seg"), 410)
+    assert "purged on 2026-03-14" in told["detail"]
+    assert set(api.get(f"/studies/{uid}/score").json()["artifacts"]) == {"sr", "overlay"}
 
 
 def test_the_worklist_can_start_with_the_highest_score(
@@ -464,6 +485,9 @@ def test_metrics_count_what_the_database_holds(
     assert 'hipscore_series{state="MATCHED"} 2.0' in lines
     assert 'hipscore_jobs{state="ANALYSED"} 1.0' in lines
     assert 'hipscore_jobs{state="QUEUED"} 1.0' in lines
+    assert "hipscore_uncommitted 0.0" in lines
+    for which in ("queued", "undelivered", "uncommitted"):
+        assert any(line.startswith(f"hipscore_oldest_{which}_seconds ") for line in lines)
     assert any(
         line.startswith('hipscore_job_stage_seconds{quantile="0.5",stage="segment"}')
         for line in lines

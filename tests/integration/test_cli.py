@@ -127,7 +127,9 @@ def test_why_and_jobs_tell_about_a_series_and_its_job(
     job = steps.received(installation, images, tmp_path)
     code, output = run("why", str(images[0].StudyInstanceUID), "--json")
     assert code == 0
-    assert [row["what"] for row in json.loads(output)] == ["open", "close", "match", "open"]
+    told = json.loads(output)
+    assert [row["what"] for row in told["events"]] == ["open", "close", "match", "open"]
+    assert told["verdict"][0]["sentences"][0].startswith("queued")
     code, output = run("jobs", "--json")
     assert code == 0
     (row,) = json.loads(output)

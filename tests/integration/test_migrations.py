@@ -9,10 +9,17 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, inspect, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from hipscore.store import engine
 from hipscore.store.tables import Base
+
+A_SERIES = (
+    "INSERT INTO series (study_instance_uid, series_instance_uid, state, calling_aet, called_aet,"
+    " peer, first_received_at, last_received_at) VALUES"
+    " ('1.2', '1.3', '{state}', 'A', 'B', 'C', '2026-01-01', '2026-01-01')"
+)
+A_LINE = "INSERT INTO events (at, series_id, what, detail) VALUES ('2026-01-01', 1, 'open', '{}')"
 
 
 def tables(url: str) -> set[str]:
@@ -101,14 +108,36 @@ def test_the_database_itself_refuses_an_unknown_state(database_url: str) -> None
     engine.upgrade(database_url)
     connected = engine.connect(database_url)
     with pytest.raises(IntegrityError), connected.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO series (study_instance_uid, series_instance_uid, state, calling_aet,"
-                " called_aet, peer, first_received_at, last_received_at) VALUES"
-                " ('1.2', '1.3', 'LOST', 'A', 'B', 'C', '2026-01-01', '2026-01-01')"
-            )
-        )
+        connection.execute(text(A_SERIES.format(state="LOST")))
     connected.dispose()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    (
+        "UPDATE events SET what = 'nothing'",
+        "DELETE FROM events",
+        "DELETE FROM events WHERE id = 1",
+        "TRUNCATE events",
+        "TRUNCATE series CASCADE",
+    ),
+)
+def test_the_database_itself_refuses_to_change_the_ledger(
+    database_url: str, statement: str
+) -> None:
+    engine.upgrade(database_url)
+    connected = engine.connect(database_url)
+    with connected.begin() as connection:
+        connection.execute(text(A_SERIES.format(state="RECEIVING")))
+        connection.execute(text(A_LINE))
+    truncates = statement.startswith("TRUNCATE")
+    told = "append-only" if not truncates or "postgresql" in database_url else "syntax error"
+    with pytest.raises(DBAPIError, match=told), connected.begin() as connection:
+        connection.execute(text(statement))
+    with connected.connect() as connection:
+        kept = connection.execute(text("SELECT what FROM events")).scalars().all()
+    connected.dispose()
+    assert kept == ["open"]
 
 
 def test_sqlite_is_durable_and_checks_references(database_url: str) -> None:

@@ -181,10 +181,19 @@ class Event(BaseModel):
     detail: dict[str, Any]
 
 
+class Verdict(BaseModel):
+    """What is to be said of one series now, for people: the wording may change."""
+
+    series_instance_uid: str
+    sentences: list[str] = Field(description="the most important first; times are UTC")
+    what_next: list[str] = Field(description="who acts, when, and what an operator can do")
+
+
 class Ledger(BaseModel):
-    """Everything that happened to a study, oldest first."""
+    """Everything that happened to a study, oldest first, and what it amounts to."""
 
     study_instance_uid: str
+    verdict: list[Verdict] = Field(description="one for each series")
     events: list[Event]
 
 

@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 from hipscore.api import models, views
 from hipscore.api.shared import COMMON, NOT_FOUND, After, AtDesk, Limit, Uid
 from hipscore.domain import ArtifactKind
+from hipscore.store import account, ledger, queries
 from hipscore.store import engine as database
-from hipscore.store import ledger, queries
+from hipscore.store.why import explain
 
 router = APIRouter(tags=["studies"], responses=COMMON)
 
@@ -100,9 +101,17 @@ def get_ledger(uid: Uid, desk: AtDesk) -> models.Ledger:
     """Return everything that happened to a study: why it was (not) scored, where results are."""
     with database.transaction(desk.readers) as session:
         events = ledger.of_study(uid, session=session)
-    if not events:
-        raise _unknown(uid)
-    return models.Ledger(study_instance_uid=uid, events=[views.event(each) for each in events])
+        if not events:
+            raise _unknown(uid)
+        found = account.find(uid, session=session)
+        around = account.surroundings(
+            quiet_seconds=desk.settings.quiet_seconds, now=datetime.now(UTC), session=session
+        )
+    return models.Ledger(
+        study_instance_uid=uid,
+        verdict=[views.verdict(explain(each, around)) for each in found.accounts],
+        events=[views.event(each) for each in events],
+    )
 
 
 @router.get(
@@ -110,6 +119,7 @@ def get_ledger(uid: Uid, desk: AtDesk) -> models.Ledger:
     response_class=Response,
     responses={
         200: {"content": {"application/dicom": _FILE, "image/png": _FILE}},
+        410: {"description": "purged by the retention policy"},
         **NOT_FOUND,
     },
 )
@@ -122,6 +132,9 @@ def get_artifact(uid: Uid, kind: Kind, desk: AtDesk) -> Response:
         raise _unknown(uid)
     if found is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"study {uid} has no {kind.value}")
+    if found.purged_at is not None:
+        msg = f"the {kind.value} of study {uid} was purged on {found.purged_at:%Y-%m-%d}"
+        raise HTTPException(HTTPStatus.GONE, f"{msg}; it was delivered before")
     name = f"{kind.value}-{uid}.{_SUFFIX[found.media_type]}"
     return Response(
         desk.spool.read(found.spool_key, found.sha256),

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from hipscore.api import models
 from hipscore.domain import ArtifactKind, Side
 from hipscore.lifecycle import JobState, SeriesState
-from hipscore.store import queries, tables
+from hipscore.store import queries, tables, why
 
 _STATUS = {
     JobState.QUEUED: models.Status.QUEUED,
@@ -155,6 +155,15 @@ def delivery(row: tables.Delivery, kind: ArtifactKind) -> models.Delivery:
     )
 
 
+def verdict(given: why.Verdict) -> models.Verdict:
+    """Build what is to be said of one series."""
+    return models.Verdict(
+        series_instance_uid=given.series_instance_uid,
+        sentences=list(given.sentences),
+        what_next=list(given.what_next),
+    )
+
+
 def event(row: tables.Event) -> models.Event:
     """Build one line of the ledger."""
     return models.Event(
@@ -224,6 +233,6 @@ def _model(row: tables.Job) -> models.Model:
 
 
 def _artifacts(study_uid: str, detail: queries.JobDetail, root: str) -> dict[str, str]:
-    kinds = {artifact.kind for artifact in detail.artifacts}
+    kinds = {artifact.kind for artifact in detail.artifacts if artifact.purged_at is None}
     base = f"{root}/studies/{quote(study_uid)}/artifacts"
     return {kind.value: f"{base}/{kind.value}" for kind in OFFERED if kind in kinds}

@@ -1,4 +1,4 @@
-"""``why``, ``jobs``, ``retry``: the ledger and the queue, for the person on call."""
+"""``jobs``, ``retry``: the queue and what is undelivered, for the person on call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import click
 from sqlalchemy.orm import Session
 
 from hipscore.cli.common import load_settings, print_json, ready_database, table
-from hipscore.lifecycle import IllegalMove, JobState
-from hipscore.store import deliveries, ledger, queries
+from hipscore.lifecycle import DeliveryState, IllegalMove, JobState
+from hipscore.store import deliveries, outbox, queries
 from hipscore.store import engine as database
 from hipscore.store import jobs as job_moves
 from hipscore.store.moves import NotFound
-from hipscore.store.tables import Event
 
 
 @contextmanager
@@ -38,81 +37,131 @@ def _writing() -> Iterator[Session]:
 
 
 @click.command()
-@click.argument("uid")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def why(uid: str, *, as_json: bool) -> None:
-    """Tell what happened to a series or study, and why.
-
-    UID is a Series or Study Instance UID. Prints the ledger, oldest first.
-    """
-    with _reading() as session:
-        rows = [_event(event) for event in ledger.of_uid(uid, session=session)]
-    if not rows:
-        msg = f"nothing is known of {uid}; is it a Series or Study Instance UID?"
-        raise click.ClickException(msg)
-    if as_json:
-        print_json(rows)
-        return
-    header = ("at (UTC)", "about", "what", "from", "to", "detail")
-    click.echo(table([tuple(row.values()) for row in rows], header))
-
-
-def _event(event: Event) -> dict[str, Any]:
-    about = f"series {event.series_id}"
-    if event.delivery_id is not None:
-        about = f"delivery {event.delivery_id}"
-    elif event.job_id is not None:
-        about = f"job {event.job_id}"
-    detail = event.detail or {}
-    return {
-        "at": event.at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3],
-        "about": about,
-        "what": event.what,
-        "from": event.from_state or "",
-        "to": event.to_state or "",
-        "detail": ", ".join(f"{name}={value}" for name, value in detail.items()),
-    }
-
-
-@click.command()
 @click.option(
     "--state", type=click.Choice([state.value for state in JobState]), help="Only this state."
 )
+@click.option(
+    "--undelivered", is_flag=True, help="List the deliveries that have not arrived, of all jobs."
+)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def jobs(*, state: str | None, limit: int, as_json: bool) -> None:
-    """List analyses, newest first."""
+def jobs(*, state: str | None, undelivered: bool, limit: int, as_json: bool) -> None:
+    """List analyses, newest first, and where their results are. Times are UTC."""
     with _reading() as session:
-        wanted = JobState(state) if state else None
-        found = queries.jobs(session=session, state=wanted, limit=limit)
-        rows = [
-            {
-                "id": item.job.id,
-                "state": item.job.state.value,
-                "attempts": item.job.attempts,
-                "series_instance_uid": item.series.series_instance_uid,
-                "reason": item.job.reason_code or item.job.error or "",
-                "deliveries": " ".join(
-                    f"{delivery.id}:{delivery.state.value}" for delivery in item.deliveries
-                ),
-            }
-            for item in found
-        ]
+        if undelivered:
+            found = outbox.undelivered(limit=limit, session=session)
+            rows = [_delivery(each) for each in found]
+        else:
+            wanted = JobState(state) if state else None
+            rows = [_job(each) for each in queries.jobs(session=session, state=wanted, limit=limit)]
     if as_json:
         print_json(rows)
-        return
-    header = ("id", "state", "tries", "series", "reason", "deliveries")
-    click.echo(table([tuple(row.values()) for row in rows], header))
+    elif undelivered and not rows:
+        click.echo("nothing is undelivered")
+    else:
+        header = _DELIVERY if undelivered else _JOB
+        click.echo(table([[row[key] for key in header] for row in rows], list(header.values())))
+
+
+#: key of a row and title of its column
+_JOB = {
+    "id": "id",
+    "state": "state",
+    "attempts": "tries",
+    "series_instance_uid": "series",
+    "reason": "reason",
+    "delivery": "results",
+    "next_attempt": "next try",
+}
+_DELIVERY = {
+    "id": "delivery",
+    "state": "state",
+    "artifact": "what",
+    "destination": "destination",
+    "attempts": "tries",
+    "next_attempt": "next try",
+    "error": "last error",
+    "series_instance_uid": "series",
+}
+
+
+def _job(item: queries.JobDetail) -> dict[str, Any]:
+    waiting = [each for each in item.deliveries if each.state is DeliveryState.PENDING]
+    due = [item.job.next_attempt_at, *(each.next_attempt_at for each in waiting)]
+    times = [each for each in due if each is not None]
+    return {
+        "id": item.job.id,
+        "state": item.job.state.value,
+        "attempts": item.job.attempts,
+        "series_instance_uid": item.series.series_instance_uid,
+        "reason": item.job.reason_code or item.job.error or "",
+        "delivery": _in_words(item),
+        "next_attempt": _time(min(times, default=None)),
+        "deliveries": " ".join(f"{each.id}:{each.state.value}" for each in item.deliveries),
+    }
+
+
+def _in_words(item: queries.JobDetail) -> str:
+    """Where the results are: ``SEG, SR committed``, ``SEG sent; SR refused``."""
+    kinds = {artifact.id: artifact.kind.value.upper() for artifact in item.artifacts}
+    states: dict[str, list[str]] = {}
+    for delivery in item.deliveries:
+        word = _STATE_WORDS[delivery.state]
+        if delivery.state is DeliveryState.SENT and delivery.commit_at is not None:
+            word = "sent, not committed yet"
+        states.setdefault(word, []).append(kinds[delivery.artifact_id])
+    return "; ".join(
+        f"{', '.join(dict.fromkeys(carried))} {word}" for word, carried in states.items()
+    )
+
+
+_STATE_WORDS = {
+    DeliveryState.PENDING: "waiting",
+    DeliveryState.SENDING: "being sent",
+    DeliveryState.SENT: "sent",
+    DeliveryState.COMMITTED: "committed",
+    DeliveryState.REFUSED: "refused",
+    DeliveryState.EXHAUSTED: "given up",
+}
+
+
+def _delivery(item: outbox.Undelivered) -> dict[str, Any]:
+    row = item.delivery
+    return {
+        "id": row.id,
+        "job": item.job_id,
+        "state": row.state.value,
+        "artifact": item.kind.value,
+        "destination": row.destination,
+        "attempts": row.attempts,
+        "next_attempt": _time(row.next_attempt_at),
+        "error": row.error or "",
+        "series_instance_uid": item.series_instance_uid,
+    }
+
+
+def _time(time: datetime | None) -> str | None:
+    return None if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 @click.command()
-@click.argument("number", type=int)
+@click.argument("number", type=int, required=False)
 @click.option("--delivery", is_flag=True, help="NUMBER is a delivery, not a job.")
-def retry(number: int, *, delivery: bool) -> None:
+@click.option(
+    "--all-exhausted", "given_up", is_flag=True, help="All deliveries that were given up."
+)
+@click.option("--destination", help="With --all-exhausted: only to this AET@HOST:PORT.")
+def retry(*, number: int | None, delivery: bool, given_up: bool, destination: str | None) -> None:
     """Queue a failed job, or an undelivered delivery, again.
 
     A delivery is sent again with the same bytes. The reaper picks it up within seconds.
     """
+    if (number is None) != given_up or (destination and not given_up):
+        msg = "give the NUMBER of a job or (--delivery) a delivery, or --all-exhausted"
+        raise click.UsageError(msg)
+    if number is None:
+        _retry_given_up(destination)
+        return
     name = "delivery" if delivery else "job"
     now = datetime.now(UTC)
     try:
@@ -125,3 +174,13 @@ def retry(number: int, *, delivery: bool) -> None:
         msg = f"{name} {number} cannot be queued again: {error}"
         raise click.ClickException(msg) from error
     click.echo(f"{name} {number} is queued again")
+
+
+def _retry_given_up(destination: str | None) -> None:
+    now = datetime.now(UTC)
+    with _writing() as session:
+        ids = outbox.exhausted(destination=destination, session=session)
+        for delivery_id in ids:
+            deliveries.retry(delivery_id, now=now, session=session)
+    where = "" if destination is None else f" to {destination}"
+    click.echo(f"{len(ids)} deliveries{where} are queued again")

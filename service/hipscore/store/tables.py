@@ -120,6 +120,7 @@ class Instance(Base):
     __table_args__ = (
         Index(None, "series_id"),
         Index(None, "association_id"),
+        Index(None, "spool_key"),
         _AUTOINCREMENT,
     )
 
@@ -196,7 +197,11 @@ class ArtifactRow(Base):
     """One built output of a job; its bytes lie in the spool under ``spool_key``."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("job_id", "kind"), _AUTOINCREMENT)
+    __table_args__ = (
+        UniqueConstraint("job_id", "kind"),
+        Index(None, "spool_key"),
+        _AUTOINCREMENT,
+    )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
@@ -228,7 +233,7 @@ class Delivery(Base):
 
     Storage commitment (PS3.4 J) of a SENT delivery: ``commit_at`` is when to ask for it
     next, None when it is not wanted or not any more; ``commit_attempts`` how often it was
-    asked for; ``transaction_uid`` that of the last request, as long as no report has come.
+    asked for; ``transaction_uid`` that of the last request since it was sent.
     """
 
     __tablename__ = "deliveries"

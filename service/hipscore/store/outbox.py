@@ -1,0 +1,69 @@
+"""What has not arrived: the deliveries an operator looks at after an outage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import case, select
+from sqlalchemy.orm import Session
+
+from hipscore.domain import ArtifactKind
+from hipscore.lifecycle import DeliveryState
+from hipscore.store.tables import ArtifactRow, Delivery, Job, Series
+
+_ARRIVED = (DeliveryState.SENT, DeliveryState.COMMITTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """A delivery that is neither SENT nor COMMITTED, and what it carries."""
+
+    delivery: Delivery
+    kind: ArtifactKind
+    job_id: int
+    series_instance_uid: str
+
+
+def arrived(state: DeliveryState, commit_at: datetime | None) -> bool:
+    """Whether the peer has it for good: it said so, or was asked for no more than C-STORE.
+
+    ``commit_at`` is that of the delivery: when its storage commitment is asked for next.
+    """
+    if state is DeliveryState.SENT:
+        return commit_at is None
+    return state is DeliveryState.COMMITTED
+
+
+def undelivered(*, session: Session, limit: int = 1000) -> list[Undelivered]:
+    """Those that somebody has to act on first, then in the order of their next attempt."""
+    urgency = case(
+        (Delivery.state == DeliveryState.EXHAUSTED, 0),
+        (Delivery.state == DeliveryState.REFUSED, 1),
+        else_=2,
+    )
+    query = (
+        select(Delivery, ArtifactRow.kind, Job.id, Series.series_instance_uid)
+        .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
+        .join(Job, Job.id == ArtifactRow.job_id)
+        .join(Series, Series.id == Job.series_id)
+        .where(Delivery.state.not_in(_ARRIVED))
+        .order_by(urgency, Delivery.next_attempt_at.nulls_first(), Delivery.id)
+    )
+    return [
+        Undelivered(delivery=delivery, kind=kind, job_id=job_id, series_instance_uid=uid)
+        for delivery, kind, job_id, uid in session.execute(query.limit(limit))
+    ]
+
+
+def exhausted(*, destination: str | None = None, session: Session) -> Sequence[int]:
+    """Ids of the deliveries that were given up (for this destination) and can be sent again."""
+    query = (
+        select(Delivery.id)
+        .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
+        .where(Delivery.state == DeliveryState.EXHAUSTED, ArtifactRow.purged_at.is_(None))
+    )
+    if destination is not None:
+        query = query.where(Delivery.destination == destination)
+    return session.scalars(query.order_by(Delivery.id)).all()

@@ -1,0 +1,123 @@
+"""Where the results of a job are on their way: from deliveries to sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import groupby
+
+from hipscore.domain import ArtifactKind
+from hipscore.lifecycle import DeliveryState
+from hipscore.store.account import Account
+from hipscore.store.queries import JobDetail
+from hipscore.store.tables import Delivery, Event
+from hipscore.store.telling import OVERDUE, Telling, times, tries
+
+_KIND = {ArtifactKind.SEG: "SEG", ArtifactKind.SR: "SR"}
+
+
+def deliveries(detail: JobDetail, account: Account, told: Telling) -> Iterator[str]:
+    """A sentence for each destination and state, those that need somebody first.
+
+    What is to be done is added to ``told``.
+    """
+    kinds = {each.id: _KIND.get(each.kind, each.kind.value) for each in detail.artifacts}
+
+    def order(row: Delivery) -> tuple[int, str, str]:
+        return (_URGENCY[row.state], row.destination, row.error or "")
+
+    for (_, destination, _), group in groupby(sorted(detail.deliveries, key=order), key=order):
+        rows = list(group)
+        what = " and ".join(sorted({kinds[row.artifact_id] for row in rows}))
+        yield _delivery(what, destination, rows, account, told)
+
+
+_URGENCY = {
+    DeliveryState.EXHAUSTED: 0,
+    DeliveryState.REFUSED: 1,
+    DeliveryState.PENDING: 2,
+    DeliveryState.SENDING: 3,
+    DeliveryState.SENT: 4,
+    DeliveryState.COMMITTED: 5,
+}
+
+
+def _delivery(
+    what: str, destination: str, rows: Sequence[Delivery], account: Account, told: Telling
+) -> str:
+    row = max(rows, key=lambda each: each.attempts)
+    again = " and ".join(f"hipscore retry --delivery {each.id}" for each in rows)
+    when = told.at(row.finished_at)
+    error = row.error or ""
+    if row.state is DeliveryState.COMMITTED:
+        return f"{what} COMMITTED at {destination} {when}"
+    if row.state is DeliveryState.SENT:
+        return _sent(f"{what} SENT to {destination} {when}", row, told)
+    if row.state is DeliveryState.SENDING:
+        return f"{what} being sent to {destination} (try {row.attempts})"
+    if row.state is DeliveryState.REFUSED:
+        told.advise(f"let {destination} accept it, then: {again}")
+        return f"{what} REFUSED: {error}"
+    if row.state is DeliveryState.EXHAUSTED:
+        told.advise(
+            f"mend the way to {destination}, then: hipscore retry --all-exhausted "
+            f"--destination {destination}"
+        )
+        return f"{what} given up at {when} after {tries(row.attempts)}: {error}"
+    return _pending(what, destination, rows, account, told)
+
+
+def _sent(text: str, row: Delivery, told: Telling) -> str:
+    if row.commit_at is None:
+        return f"{text}; {row.error or 'storage commitment is not asked for'}"
+    if row.commit_attempts == 0:
+        return f"{text}; its storage commitment is about to be asked for"
+    told.advise(
+        f"nothing to do: asked again at {told.at(row.commit_at)}; a PACS that never reports is "
+        "named in HIPSCORE_NO_COMMITMENT"
+    )
+    asked = f"commitment asked for {times(row.commit_attempts)}"
+    return f"{text}; {asked}: {row.error or 'no report yet'}"
+
+
+def _pending(
+    what: str, destination: str, rows: Sequence[Delivery], account: Account, told: Telling
+) -> str:
+    row = max(rows, key=lambda each: each.attempts)
+    due = row.next_attempt_at or row.created_at
+    wait = "wait" if " and " in what else "waits"
+    now = told.around.now
+    if not row.error:
+        if now - due > OVERDUE:
+            told.advise(
+                'is "hipscore work" for the queue "delivery" (or "hipscore up") running?'
+                if row.enqueued_at is not None
+                else 'is the broker (Redis) up, and "hipscore beat" running?'
+            )
+            return f"{what} {wait} to be sent to {destination} since {told.at(due)}; nobody does"
+        return f"{what} about to be sent to {destination}"
+    since = _failing_since(rows, account.events)
+    text = f"{what} {wait}: {row.error}, since {told.at(since)}, {tries(row.attempts)}"
+    if due > now:
+        told.advise(
+            f"nothing to do unless {destination} moved; at once: hipscore retry --delivery {row.id}"
+        )
+        return f"{text}, next at {told.at(due)}"
+    if now - due > OVERDUE:
+        told.advise('is "hipscore work" (or "hipscore up") running?')
+        return f"{text}, due since {told.at(due)}"
+    return f"{text}, next now"
+
+
+def _failing_since(rows: Sequence[Delivery], events: Sequence[Event]) -> datetime:
+    """When the trouble of these deliveries began."""
+    ids = {row.id for row in rows}
+    began: datetime | None = None
+    for event in events:
+        if event.delivery_id not in ids:
+            continue
+        if event.what in {"retry", "sent"}:
+            began = None
+        elif event.what in {"postpone", "expire", "decline"} and began is None:
+            began = event.at
+    return began or min(row.created_at for row in rows)
