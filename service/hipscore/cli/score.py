@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from hipscore import __version__
 from hipscore.cli.common import files_in, load_settings, print_json, progress, start, table
 from hipscore.domain import RESEARCH_USE, Artifact, ArtifactKind, Segmenter
-from hipscore.header import is_uid
+from hipscore.header import is_uid, read_image
 from hipscore.pipeline import Analysis, Options, analyse, report
 from hipscore.reporting import ReportContext
 from hipscore.reporting.result import result_json
@@ -165,7 +165,7 @@ def _score_one(
 ) -> dict[str, Any]:
     """Score one series and write its folder. Returns its result JSON."""
     with watch.stage("read"):
-        images = _without_repeats(dcmread(path) for path in series.files)
+        images = _without_repeats(read_image(path.read_bytes()) for path in series.files)
     analysis = analyse(images, segmenter, options=options, stage=watch.stage)
     now = datetime.now().astimezone()  # DICOM times are local (PS3.5 6.2)
     card = segmenter.card

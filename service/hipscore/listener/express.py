@@ -11,6 +11,7 @@ unread, and pynetdicom does with it what it always does.
 
 from __future__ import annotations
 
+import logging
 import queue
 import select
 import socket
@@ -21,9 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pynetdicom.association import Association
+from pynetdicom.fsm import InvalidEventError
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
 from hipscore.listener.command import StoreRequest, read_store_request, store_response
+
+log = logging.getLogger(__name__)
 
 P_DATA_TF = 0x04
 _COMMAND = 0x01  # message control header, PS3.8 E.2
@@ -174,6 +179,36 @@ class ExpressSocket(AssociationSocket):
                 return None, None
 
         dimse.get_msg = get_msg  # type: ignore[method-assign] # has no setting for it
+
+    def guard(self, association: Association) -> None:
+        """Keep what a peer sends from ending the thread that reads it.
+
+        pynetdicom lets errors about odd messages, and events in states that do not have
+        them, pass up to the thread's end. Both mean that the association is over.
+        """
+        decode, act = association.dimse.receive_primitive, association.dul.state_machine.do_action
+
+        def receive_primitive(primitive: P_DATA) -> None:
+            try:
+                decode(primitive)
+            except Exception as error:  # noqa: BLE001 - a hostile message fails anywhere
+                log.warning(
+                    "%s sent what is no DIMSE message (%s); association aborted",
+                    association.requestor.address,
+                    type(error).__name__,
+                )
+                association.dimse.message = None
+                self.event_queue.put("Evt19")
+
+        def do_action(event: str) -> None:
+            try:
+                act(event)
+            except InvalidEventError:
+                association.dul.kill_dul()
+                self.close()
+
+        association.dimse.receive_primitive = receive_primitive  # type: ignore[method-assign]
+        association.dul.state_machine.do_action = do_action  # type: ignore[method-assign]
 
     def _ours_may_come(self) -> bool:
         """Whether the next bytes begin a message, on an association that is established."""

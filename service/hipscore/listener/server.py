@@ -169,6 +169,7 @@ class _Handler(RequestHandler):
         # Every socket announces itself there (Evt5); the second would be one too many.
         association.dul.event_queue.get_nowait()
         connection.spare(association)
+        connection.guard(association)
         return association
 
 
