@@ -70,7 +70,7 @@ def store_response(request: StoreRequest, status: int, comment: str = "") -> byt
         _element(_RESPONDED_TO, struct.pack("<H", request.message_id)),
         _element(_DATA_SET_TYPE, struct.pack("<H", NO_DATA_SET)),
         _element(_STATUS, struct.pack("<H", status)),
-        *([_element(_ERROR_COMMENT, _padded(comment[:64], b" "))] if comment else []),
+        *([_element(_ERROR_COMMENT, _padded(_plain(comment[:64]), b" "))] if comment else []),
         _element(_AFFECTED_SOP_INSTANCE, _padded(request.sop_instance_uid, b"\0")),
     ]
     body = b"".join(elements)
@@ -79,6 +79,11 @@ def store_response(request: StoreRequest, status: int, comment: str = "") -> byt
 
 def _element(element: int, value: bytes) -> bytes:
     return struct.pack("<HHL", 0, element, len(value)) + value
+
+
+def _plain(comment: str) -> str:
+    """Text of VR LO (PS3.5 6.2): no control character, and no backslash, which separates values."""
+    return "".join(c if " " <= c <= "~" and c != "\\" else "?" for c in comment)
 
 
 def _padded(text: str, padding: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,10 @@ from hipscore.store.recording import Arrival, Recorded
 
 #: images of one transaction: bounds the time that others wait for its locks
 LARGEST_GROUP = 64
+#: longest wait for others that are sending as well, seconds: about what a transaction takes
+LINGER = 0.003
+#: an association that brought an image within this time will bring another, seconds
+SENDING = 0.1
 
 
 @dataclass(slots=True)
@@ -41,7 +46,8 @@ class Recorder:
     def __init__(self, sessions: sessionmaker[Session]) -> None:
         self._sessions = sessions
         self._waiting: list[_Waiting] = []
-        self._door = threading.Lock()
+        self._last: dict[str, float] = {}
+        self._door = threading.Condition()
         self._turn = threading.Lock()
 
     def record(self, arrival: Arrival) -> Recorded:
@@ -57,16 +63,27 @@ class Recorder:
         own = _Waiting(arrival)
         with self._door:
             self._waiting.append(own)
+            self._last[arrival.association_id] = time.monotonic()
+            self._door.notify_all()
         while not own.done:
             with self._turn:
                 if not own.done:
-                    with self._door:
-                        group = self._waiting[:LARGEST_GROUP]
-                        del self._waiting[:LARGEST_GROUP]
-                    self._commit(group)
+                    self._commit(self._group())
         if own.answer is None:
             raise own.error or RuntimeError("neither an answer nor an error")
         return own.answer
+
+    def _group(self) -> list[_Waiting]:
+        """What waits now, and what comes in a moment when several are sending."""
+        with self._door:
+            now = time.monotonic()
+            self._last = {each: at for each, at in self._last.items() if now - at < SENDING}
+            enough = len(self._last)
+            if enough > 1:
+                self._door.wait_for(lambda: len(self._waiting) >= enough, LINGER)
+            group = self._waiting[:LARGEST_GROUP]
+            del self._waiting[:LARGEST_GROUP]
+        return group
 
     def _commit(self, group: Sequence[_Waiting]) -> None:
         try:
