@@ -8,10 +8,11 @@ two seconds instead of holding a C-STORE association or a finished job.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from celery import Celery
 from kombu import Queue
-from kombu.exceptions import OperationalError
+from kombu.exceptions import ChannelError, OperationalError
 from redis.exceptions import RedisError
 
 ANALYSE = "hipscore.analyse"
@@ -94,6 +95,23 @@ def enqueue_deliver(app: Celery, delivery_id: int) -> bool:
 def enqueue_commit(app: Celery, delivery_id: int) -> bool:
     """Ask a worker to ask for the storage commitment of this delivery and of what else is due."""
     return _publish(app, COMMIT, delivery_id)
+
+
+def waiting(app: Celery, queue: str) -> int | None:
+    """How many messages wait in the queue; None when the broker does not say within two seconds.
+
+    Those that a worker has taken and not finished are not counted.
+    """
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=0, timeout=PUBLISH_TIMEOUT)
+            channel: Any = connection.default_channel  # the stubs know too little of it
+            declared = channel.queue_declare(queue, passive=True)
+            return int(declared.message_count)
+    except ChannelError:
+        return 0  # Redis keeps no empty list
+    except (OperationalError, RedisError, OSError):
+        return None
 
 
 def reachable(app: Celery) -> bool:

@@ -23,8 +23,9 @@ import pytest
 from celery.exceptions import SecurityWarning
 from pydantic import SecretStr
 from pydicom import dcmread
+from sqlalchemy import select
 
-from hipscore import phantom, pipeline, worker
+from hipscore import phantom, pipeline, queue, worker
 from hipscore.cli import supervise
 from hipscore.domain import ArtifactKind, FloatArray, Transient
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
@@ -285,7 +286,7 @@ class Lengthy(Oracle):
 
     def segment(self, crops: FloatArray) -> FloatArray:
         if self.looks:
-            time.sleep(1.2)
+            time.sleep(3.2)
             self.looks.pop()()
         return super().segment(crops)
 
@@ -298,7 +299,7 @@ def test_a_long_analysis_keeps_its_lease_from_stage_to_stage(
     job = steps.received(settings, images, tmp_path / "scanner")
     known = steps.knowing((truth, images))
     slow = Lengthy(heads=known.heads, structures=known.structures)
-    with steps.bench(settings.model_copy(update={"lease_seconds": 2.0}), slow) as at:
+    with steps.bench(settings.model_copy(update={"lease_seconds": 6.0}), slow) as at:
         slow.looks.append(lambda: worker.reap(at))
         worker.analyse(job.id, at)
     (done,) = steps.rows(settings, Job)
@@ -326,6 +327,26 @@ def test_the_reaper_closes_what_is_quiet_and_announces_it(
     assert series.close_reason == "quiet_period"
     assert steps.count(settings, Job) == 1
     assert len(steps.queued(settings, "analysis")) == 1
+
+
+@steps.sqlite_only
+def test_an_empty_broker_has_lost_what_was_announced(
+    settings: Settings, redis: servers.Redis, tmp_path: Path
+) -> None:
+    steps.received(settings, steps.images(), tmp_path / "scanner")
+    with steps.bench(settings) as at:
+
+        def announced(seconds: float) -> int:
+            with at.sessions.begin() as session:
+                job = session.scalars(select(Job)).one()
+                job.enqueued_at = now_utc() - timedelta(seconds=seconds)
+            worker.reap(at)
+            return len(steps.queued(settings, "analysis"))
+
+        assert queue.waiting(at.broker, "analysis") == announced(20) == 1
+        redis.clear()
+        assert queue.waiting(at.broker, "analysis") == announced(2) == 0
+        assert announced(20) == 1
 
 
 def test_the_reaper_announces_again_what_the_broker_lost(
@@ -553,7 +574,8 @@ def test_a_worker_killed_in_the_middle_loses_nothing(settings: Settings, tmp_pat
     truth, images = study()
     known = steps.knowing((truth, images))
     slow = Slow(heads=known.heads, structures=known.structures, until=tmp_path / "go")
-    configured = settings.model_copy(update={"reap_seconds": 0.5, "lease_seconds": 2.0})
+    # the lease would hold for minutes: that its holder is dead is seen
+    configured = settings.model_copy(update={"reap_seconds": 0.5, "lease_seconds": 600.0})
     steps.received(configured, images, tmp_path / "scanner")
     with processes(configured, slow) as (first, *_):
         servers.wait_until((tmp_path / "go.started").exists, what="the analysis runs")

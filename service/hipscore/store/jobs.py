@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import JOB, DeliveryState, IllegalMove, JobEvent, JobState
 from hipscore.store import ledger
 from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
-from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, JobInstance
+from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance, Job, JobInstance
 
 _UNFINISHED = (JobState.QUEUED, JobState.ANALYSING)
 _RELEASED: dict[str, Any] = {"lease": None, "lease_until": None, "enqueued_at": None}
@@ -279,9 +279,10 @@ def expire_leases(
     died: Callable[[str], bool] = nobody_died,
     session: Session,
 ) -> list[int]:
-    """Take jobs from workers that are silent or ``died``: QUEUED, FAILED after ``max_attempts``.
+    """Take jobs from workers that are silent or ``died``: back to QUEUED.
 
-    Returns the ids of those that are QUEUED again.
+    A job that lost ``max_attempts`` workers, since an operator retried it, is FAILED: the
+    next worker would not live longer. Returns the ids of those that are QUEUED again.
     """
     query = select(Job.id).where(Job.state == JobState.ANALYSING)  # as many as workers at most
     queued = []
@@ -290,7 +291,7 @@ def expire_leases(
         error = forfeited(job, now=now, died=died)
         if job.state is not JobState.ANALYSING or error is None:
             continue  # in force, or finished since the scan
-        spent = job.attempts >= max_attempts
+        spent = 1 + _deaths(job, session=session) >= max_attempts
         advance(
             job,
             JOB,
@@ -341,6 +342,20 @@ def enqueued(job_ids: Sequence[int], *, now: datetime, session: Session) -> None
         update(Job).where(Job.id.in_(job_ids)).values(enqueued_at=now),
         execution_options={"synchronize_session": False},
     )
+
+
+def _deaths(job: Job, *, session: Session) -> int:
+    """How many workers the job has lost since it was opened or retried, by the ledger.
+
+    Attempts would count what a full disk or a locked database postponed as well.
+    """
+    own = (Event.series_id == job.series_id, Event.job_id == job.id)
+    retried = select(func.max(Event.id)).where(*own, Event.what == JobEvent.RETRY.value)
+    since = session.scalar(retried) or 0
+    lost = select(func.count()).where(
+        *own, Event.what == JobEvent.EXPIRE.value, Event.delivery_id.is_(None), Event.id > since
+    )
+    return session.scalar(lost) or 0
 
 
 def _subject(job: Job) -> ledger.Subject:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from hipscore import queue
 from hipscore.domain import Transient
 from hipscore.lease import holder_died
 from hipscore.lifecycle import CloseReason
@@ -33,6 +34,8 @@ REAP_BATCH = 100
 GIVE_UP_AFTER = 3
 #: a due row is announced again when its last message is this old
 ANNOUNCE_AGAIN = timedelta(seconds=60)
+#: likewise, when no message waits in the broker
+ANNOUNCE_LOST = timedelta(seconds=10)
 
 log = logging.getLogger(__name__)
 
@@ -138,14 +141,21 @@ def _name(step: Callable[[Bench], None]) -> str:
 
 def _announce_due(at: Bench) -> None:
     now = now_utc()
+    analyses = _announced_before(queue.ANALYSIS_QUEUE, at)
+    outgoing = _announced_before(queue.DELIVERY_QUEUE, at)
+    due: dict[str, Any] = {"limit": REAP_BATCH}
     with database.transaction(at.sessions) as session:
-        due: dict[str, Any] = {
-            "enqueued_before": now - ANNOUNCE_AGAIN,
-            "limit": REAP_BATCH,
-            "session": session,
-        }
-        job_ids = jobs.due(now, **due)
-        delivery_ids = deliveries.due(now, **due)
-        sent_ids = commitment.due(now, **due)
+        due["session"] = session
+        job_ids = jobs.due(now, enqueued_before=now - analyses, **due)
+        delivery_ids = deliveries.due(now, enqueued_before=now - outgoing, **due)
+        sent_ids = commitment.due(now, enqueued_before=now - outgoing, **due)
     if announce_jobs(job_ids, at) and announce_deliveries(delivery_ids, at):
         announce_commitments(sent_ids, at)
+
+
+def _announced_before(name: str, at: Bench) -> timedelta:
+    """How old the last message for a due row must be to send another.
+
+    An empty queue has lost what was announced, or a worker is just taking it.
+    """
+    return ANNOUNCE_AGAIN if queue.waiting(at.broker, name) else ANNOUNCE_LOST
