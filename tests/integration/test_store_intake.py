@@ -72,9 +72,7 @@ def test_what_is_recorded_comes_back_as_evidence(maker: Maker) -> None:
         receive(bare, session=session, association_id="association-2")
     with maker() as session:
         evidence = intake.evidence(series_id, session=session)
-    assert evidence.instances == (first, bare)
-    assert evidence.associations == {"association-1", "association-2"}
-    assert not evidence.all_on("association-1")
+    assert evidence == (first, bare)
 
 
 def test_a_header_with_nonsense_is_recorded_without_it(maker: Maker) -> None:
@@ -82,17 +80,8 @@ def test_a_header_with_nonsense_is_recorded_without_it(maker: Maker) -> None:
     with transaction(maker) as session:
         series_id = receive(odd, session=session).series_id
     with maker() as session:
-        (instance,) = intake.evidence(series_id, session=session).instances
+        (instance,) = intake.evidence(series_id, session=session)
     assert instance == replace(odd, position_mm=None, image_type=("ORIGINAL", "PRIMARY"))
-
-
-def test_evidence_of_one_association(maker: Maker) -> None:
-    with transaction(maker) as session:
-        for number in range(3):
-            series_id = receive(image(number), session=session).series_id
-        evidence = intake.evidence(series_id, session=session)
-    assert evidence.all_on("association-1")
-    assert not evidence.all_on("association-2")
 
 
 def test_times_are_utc_whatever_zone_they_come_in(maker: Maker) -> None:

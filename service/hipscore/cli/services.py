@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Sequence
@@ -33,7 +34,12 @@ def listen(dicom_host: str | None, dicom_port: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        serve(settings, card=open_bundle(settings.bundle_dir).card, stop=stop)
+        card = open_bundle(settings.bundle_dir).card
+        # What is loaded by now lives as long as the process. Looking through it for garbage
+        # again and again would take a tenth of the time that an image takes.
+        gc.collect()
+        gc.freeze()
+        serve(settings, card=card, stop=stop)
     except (BundleError, ListenerError) as error:
         raise click.ClickException(str(error)) from error
 

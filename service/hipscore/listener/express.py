@@ -35,6 +35,8 @@ _COMMAND = 0x01  # message control header, PS3.8 E.2
 _LAST = 0x02
 #: a C-STORE-RQ command set has five or six elements with two UIDs; longer ones are not ours
 _LONGEST_COMMAND = 1024
+#: how much is read along with a header, bytes
+_ALONG = 4096
 #: the thread looks after its other duties when the sender pauses for so long, seconds
 _PAUSE = 0.02
 #: how long the association's own thread is kept awake for a message that was given back
@@ -108,21 +110,19 @@ class ExpressSocket(AssociationSocket):
         self._too_large = too_large
         self._largest = largest
         self._largest_pdu = largest_pdu
-        self._back = bytearray()
+        self._ahead = bytearray()  # read from the connection, and not yet used
         self._awake_until = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether there is something for pynetdicom to read, after serving what is ours."""
-        if self._back:
-            return True
-        while self._arriving(0.0):
+        while self._ahead or self._arriving(0.0):
             if not self._ours_may_come():
                 return True
             try:
                 self._serve()
             except _NotOurs as other:
-                self._back += other.data
+                self._ahead[:0] = other.data
                 self._awake_until = time.monotonic() + _AWAKE
                 self.assoc.dimse.msg_queue.put((None, None))  # wakes a waiting thread
                 return True
@@ -148,11 +148,8 @@ class ExpressSocket(AssociationSocket):
         if nr_bytes > self._largest_pdu:
             msg = f"PDU of {nr_bytes} bytes"
             raise OSError(msg)
-        data = self._back[:nr_bytes]
-        del self._back[:nr_bytes]
-        missing = nr_bytes - len(data)
-        if missing:
-            data += self._read(missing)
+        data = bytearray()
+        self._append(data, nr_bytes)
         return data
 
     def close(self) -> None:
@@ -236,7 +233,7 @@ class ExpressSocket(AssociationSocket):
         if request is None or head is None:
             raise _NotOurs(start)
         data = bytearray(head)
-        self._receive(data, rest, context)
+        self._gather(data, rest, context)
         status, comment = self._store(
             Incoming(association=self.assoc, context_id=context, request=request, data=data)
         )
@@ -265,7 +262,7 @@ class ExpressSocket(AssociationSocket):
         request = read_store_request(bytes(start[_PDU.size + _ITEM.size :]))
         return context, request, start, pdu - 4 - item
 
-    def _receive(self, data: bytearray, rest: int, context: int) -> None:
+    def _gather(self, data: bytearray, rest: int, context: int) -> None:
         """Append the fragments of the data set; ``rest`` bytes of the current PDU are left."""
         limit = len(data) + self._largest
         last = False
@@ -293,25 +290,42 @@ class ExpressSocket(AssociationSocket):
             raise _Invalid  # something after the last fragment, before its answer
 
     def _read(self, count: int) -> bytearray:
-        """So many bytes, or fewer when the connection ends or is silent for too long."""
-        data = bytearray()
-        self._append(data, count)
+        """So many bytes, or fewer when the connection ends or is silent for too long.
+
+        Headers are small: what comes with them is read along and used next.
+        """
+        while len(self._ahead) < count and (more := self._some()):
+            self._ahead += more
+        data = self._ahead[:count]
+        del self._ahead[:count]
         return data
 
     def _append(self, data: bytearray, count: int) -> int:
         """Read so many bytes into the end of ``data``; returns how many came."""
-        client = self.socket
-        place = len(data)
-        end = place + count
-        data += bytes(count)
+        start = len(data)
+        data += self._ahead[:count]
+        del self._ahead[:count]
+        place, end = len(data), start + count
+        data += bytes(end - place)
         with memoryview(data) as view:
-            while client is not None and place < end:
-                try:
-                    got = client.recv_into(view[place:end], 0, socket.MSG_WAITALL)
-                except OSError:
-                    break
+            while place < end:
+                got = self._rest(view[place:end])
                 if not got:
                     break
                 place += got
         del data[place:]
-        return count - (end - place)
+        return place - start
+
+    def _some(self) -> bytes:
+        """What is there of the next few bytes, after waiting for it; empty at the end."""
+        try:
+            return b"" if self.socket is None else self.socket.recv(_ALONG)
+        except OSError:
+            return b""  # closed, or silent for too long
+
+    def _rest(self, view: memoryview) -> int:
+        """Read into all of the view at once; how many bytes came, 0 at the end."""
+        try:
+            return 0 if self.socket is None else self.socket.recv_into(view, 0, socket.MSG_WAITALL)
+        except OSError:
+            return 0

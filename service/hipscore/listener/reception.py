@@ -285,8 +285,8 @@ class Reception:
         with database.transaction(self._sessions) as session:
             arrived = intake.evidence(series_id, session=session)
             # An image that came again counts: a sender that was cut off sends all of them.
-            once = all(each.sop_instance_uid in images for each in arrived.instances)
-            reason = lifecycle.completeness(arrived.instances, released=True, one_association=once)
+            once = all(each.sop_instance_uid in images for each in arrived)
+            reason = lifecycle.completeness(arrived, released=True, one_association=once)
             if reason is None:
                 return
             job = settle(series_id, reason, card=self._card, now=datetime.now(UTC), session=session)

@@ -32,7 +32,7 @@ def settle(
     if not intake.close(series_id, reason, now=now, session=session, quiet_before=quiet_before):
         return None
     arrived = intake.evidence(series_id, session=session)
-    matched, rule = lifecycle.match(image.image_type for image in arrived.instances)
+    matched, rule = lifecycle.match(image.image_type for image in arrived)
     intake.match(series_id, matched=matched, rule=rule, now=now, session=session)
     if not matched:
         return None

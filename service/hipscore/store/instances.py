@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Row
 
 from hipscore.domain import ReceivedInstance
 from hipscore.store.tables import Instance, Series
@@ -36,8 +39,24 @@ def columns(
     }
 
 
-def received(row: Instance, series: Series) -> ReceivedInstance:
-    """The instance as it was received."""
+#: what :func:`received` reads of a row
+RECEIVED: Final = (
+    Instance.sop_class_uid,
+    Instance.sop_instance_uid,
+    Instance.transfer_syntax_uid,
+    Instance.sha256,
+    Instance.size,
+    Instance.instance_number,
+    Instance.number_of_frames,
+    Instance.images_in_acquisition,
+    Instance.position_mm,
+    Instance.orientation,
+    Instance.image_type,
+)
+
+
+def received(row: Row[*tuple[Any, ...]], series: Series) -> ReceivedInstance:
+    """The instance as it was received, from the columns in :data:`RECEIVED`."""
     position = row.position_mm
     return ReceivedInstance(
         study_instance_uid=series.study_instance_uid,

@@ -6,7 +6,6 @@ a crash between them leaves the series open and the reaper does all three again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import insert, select
@@ -23,21 +22,9 @@ from hipscore.lifecycle import (
     job_key,
 )
 from hipscore.store import ledger
-from hipscore.store.instances import received
+from hipscore.store.instances import RECEIVED, received
 from hipscore.store.moves import advance, load
 from hipscore.store.tables import Instance, Job, JobInstance, Series
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What has arrived of a series: its images in order of arrival, and on which associations."""
-
-    instances: tuple[ReceivedInstance, ...]
-    associations: frozenset[str]
-
-    def all_on(self, association_id: str) -> bool:
-        """Whether every image came on this association."""
-        return self.associations == {association_id}
 
 
 def close(
@@ -82,8 +69,8 @@ def quiet(*, before: datetime, session: Session, limit: int = 100) -> list[int]:
     return list(session.scalars(query))
 
 
-def evidence(series_id: int, *, session: Session) -> Evidence:
-    """What has arrived of the series, for ``lifecycle.completeness`` and ``lifecycle.match``.
+def evidence(series_id: int, *, session: Session) -> tuple[ReceivedInstance, ...]:
+    """What has arrived of the series, in order, for ``lifecycle.completeness`` and ``match``.
 
     Raises
     ------
@@ -91,12 +78,8 @@ def evidence(series_id: int, *, session: Session) -> Evidence:
         If there is no such series.
     """
     series = load(Series, series_id, session=session)
-    query = select(Instance).where(Instance.series_id == series_id).order_by(Instance.id)
-    rows = session.scalars(query).all()
-    return Evidence(
-        instances=tuple(received(row, series) for row in rows),
-        associations=frozenset(row.association_id for row in rows),
-    )
+    query = select(*RECEIVED).where(Instance.series_id == series_id).order_by(Instance.id)
+    return tuple(received(row, series) for row in session.execute(query))
 
 
 def match(series_id: int, *, matched: bool, rule: str, now: datetime, session: Session) -> bool:

@@ -64,7 +64,7 @@ def _inquire(series_id: int, peer: Peer, card: ModelCard, at: Bench) -> bool:
     """Ask about one series, and close it if the numbers agree. Whether the peer answered."""
     since = now_utc()
     with database.transaction(at.sessions) as session:
-        arrived = intake.evidence(series_id, session=session).instances
+        arrived = intake.evidence(series_id, session=session)
     if not arrived:
         return True
     theirs = pacs.count_images(
