@@ -20,7 +20,11 @@ _PROC = Path("/proc")
 def token() -> str:
     """A lease token that nobody else has: machine, process, its start, and something random."""
     pid = os.getpid()
-    return f"{_here()}-{pid}-{_started(pid) or 0}-{uuid.uuid4().hex}"
+    try:
+        started = _started(pid)
+    except OSError:
+        started = None
+    return f"{_here()}-{pid}-{started or 0}-{uuid.uuid4().hex}"
 
 
 def holder_died(lease: str) -> bool:
@@ -36,8 +40,11 @@ def holder_died(lease: str) -> bool:
         return False
     if started == "0":
         return False
-    # A number is given again to another process: only with the same start is it the same.
-    return _started(int(pid)) != int(started)
+    try:
+        # A number is given again to another process: only with the same start is it the same.
+        return _started(int(pid)) != int(started)
+    except OSError:
+        return False  # no more files may be open here, or processes of others are hidden
 
 
 @cache
@@ -52,10 +59,20 @@ def _here() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (proc(5)); None if it is gone."""
+    """When a process started, in clock ticks since boot (proc(5)); None if it is gone.
+
+    Raises
+    ------
+    OSError
+        If that cannot be told.
+    """
     try:
         state = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return None
+    except (FileNotFoundError, ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        raise  # it lives, and /proc does not show it to us
     fields = state.rpartition(")")[2].split()  # behind the name, which may hold anything
     return None if fields[0] in {"Z", "X"} else int(fields[19])

@@ -95,11 +95,14 @@ class Spool:
         try:
             try:
                 digest, size = self._write(descriptor, chunks, sha256)
-                key = f"{digest[:2]}/{digest[2:]}"
-                with self._disk():
-                    moved = self._place(descriptor, temporary, self.path(key), digest)
             finally:
                 os.close(descriptor)
+            key = f"{digest[:2]}/{digest[2:]}"
+            with self._disk():
+                moved = self._place(temporary, self.path(key), digest)
+        except FileNotFoundError as error:
+            msg = f"a file of {self.root} was deleted while it was written"
+            raise Transient(msg) from error
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -211,7 +214,7 @@ class Spool:
     def _write(
         self, descriptor: int, chunks: Iterable[bytes | bytearray], known: str | None
     ) -> tuple[str, int]:
-        """Write; returns the SHA-256 in hex and the number of bytes."""
+        """Write and fsync; returns the SHA-256 in hex and the number of bytes."""
         digest = hashlib.sha256()
         size = 0
         for chunk in chunks:
@@ -220,24 +223,23 @@ class Spool:
             size += len(chunk)
             with self._disk():
                 _write_all(descriptor, chunk)
+        with self._disk():
+            os.fsync(descriptor)
         return known or digest.hexdigest(), size
 
-    def _place(self, descriptor: int, temporary: Path, final: Path, digest: str) -> bool:
+    def _place(self, temporary: Path, final: Path, digest: str) -> bool:
         """Give the written file its name, unless a sound file has it already; whether it did.
 
-        The name comes before the fsync, so that one commit of the file system's journal
-        takes both. A crash in between may leave a torn file under the name: no row refers
-        to it yet, and the next put of these bytes finds that it is not sound.
+        The name comes after the fsync: a file under its final name is durable, so that
+        whoever finds it sound may rely on it.
         """
         with _locked(final.parent, fcntl.LOCK_SH) as directory:
             there = _has_digest(final, digest)
             if there:
                 os.utime(final)  # it is young again: a purge that looks at it now lets it be
-                with final.open("rb") as same:
-                    os.fsync(same.fileno())  # whoever put it may not have come this far
             else:
                 temporary.replace(final)
-                os.fsync(descriptor)
+            # also when it was there: the process that put it may not have come this far
             os.fsync(directory)
         return not there
 

@@ -226,6 +226,24 @@ def test_what_is_no_continuation_ends_the_association(settings: Settings, nonsen
 
 
 @steps.sqlite_only
+def test_a_request_without_a_uid_ends_the_association(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = steps.images()[0]
+    data = encoded(image)
+    image.SOPInstanceUID = ""
+    with steps.listening(settings):
+        with association(settings) as made:
+            connection = wire(made)
+            connection.sendall(pdu(item(command(image), COMMAND | LAST), item(data, LAST)))
+            made._reactor_checkpoint.set()
+            servers.wait_until(lambda: made.is_aborted, what="the association is aborted")
+        assert pacs.echo(peer(settings), calling_aet="SCANNER").delivered
+    assert "half a request" in caplog.text
+    assert steps.count(settings, Instance) == 0
+
+
+@steps.sqlite_only
 def test_a_sender_that_falls_silent_in_mid_image_is_let_go(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -446,3 +464,23 @@ def test_a_group_with_the_same_image_twice_and_one_in_another_study(
         Verdict.CONFLICT,
         Verdict.MISPLACED,
     ]
+    twin = store_steps.arrival(store_steps.image(3, study="1.2.9"))
+    with engine.transaction(maker) as session:
+        twins = record_all([twin, twin], now=datetime.now(UTC), session=session)
+    assert [each.verdict for each in twins] == [Verdict.MISPLACED, Verdict.MISPLACED]
+
+
+def test_other_bytes_for_a_purged_image_are_not_acknowledged(
+    settings: Settings, tmp_path: Path
+) -> None:
+    image = steps.images()[0]
+    with steps.listening(settings) as port:
+        assert steps.storescu(port, steps.save([image], tmp_path / "first")).returncode == 0
+        connected = engine.connect(settings.database)
+        with engine.transaction(engine.sessions(connected)) as session:
+            session.scalars(select(Instance)).one().purged_at = datetime.now(UTC)
+        connected.dispose()
+        image.PatientName = "CORRECTED"
+        again = steps.storescu(port, steps.save([image], tmp_path / "second"))
+        assert steps.statuses(again)[0].startswith("Error")
+    assert steps.rows(settings, Event)[-1].what == "changed"

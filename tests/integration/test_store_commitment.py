@@ -73,11 +73,13 @@ def report(
     failed: dict[ArtifactKind, tuple[int, str]] | None = None,
     max_attempts: int = 60,
     seconds: float = 2,
+    by: str | None = None,
 ) -> bool:
     return commitment.report(
         uid,
         succeeded=[artifact(kind).sop_instance_uid or "" for kind in succeeded],
         failed={artifact(k).sop_instance_uid or "": why for k, why in (failed or {}).items()},
+        by=lambda destination: by is None or destination == by,
         max_attempts=max_attempts,
         now=later(seconds),
         session=session,
@@ -311,3 +313,14 @@ def test_a_destination_that_is_spared_keeps_what_it_has(maker: Maker, ids: tuple
         assert commitment.waive(PACS, session=session) == 0
         assert ask(session=session) is None
     assert the(maker, ids[0]).state is DeliveryState.SENT
+
+
+def test_nobody_reports_on_what_another_was_sent(maker: Maker, ids: tuple[int, int]) -> None:
+    with transaction(maker) as session:
+        made = asked(session=session)
+        both = (ArtifactKind.SEG, ArtifactKind.SR)
+        assert not report(made.uid, session=session, succeeded=both, by=ARCHIVE)
+    assert the(maker, ids[0]).state is DeliveryState.SENT
+    with transaction(maker) as session:
+        assert report(made.uid, session=session, succeeded=both, by=PACS)
+    assert the(maker, ids[0]).state is DeliveryState.COMMITTED

@@ -156,7 +156,13 @@ def test_all_is_well(maker: Maker) -> None:
     with maker.begin() as session:
         made = [f"2.25.1{kind.encode().hex()}" for kind in ("seg", "sr")]
         commitment.report(
-            uid, succeeded=made, failed={}, max_attempts=60, now=later(7), session=session
+            uid,
+            succeeded=made,
+            failed={},
+            by=PACS.__eq__,
+            max_attempts=60,
+            now=later(7),
+            session=session,
         )
     told = tell(maker, now=later(60))
     assert told.verdicts[0].sentences[0] == f"scored 3.21; SEG and SR COMMITTED at {PACS} 09:30"
@@ -374,6 +380,7 @@ def test_10_the_pacs_declines_the_commitment_or_never_reports(maker: Maker) -> N
             uid,
             succeeded=[f"2.25.1{b'seg'.hex()}"],
             failed={f"2.25.1{b'sr'.hex()}": (0x0112, "no such object instance")},
+            by=PACS.__eq__,
             max_attempts=60,
             now=later(100),
             session=session,

@@ -133,3 +133,19 @@ def test_peers_are_senders_and_destinations() -> None:
 def test_what_is_no_sender_is_refused_with_the_text(text: str) -> None:
     with pytest.raises(ValueError, match=r"AET@HOST|AE title"):
         Sender.parse(text)
+
+
+def test_an_address_without_any_peer_is_no_peer() -> None:
+    door = Door(settings(senders="SCANNER@10.0.0.7", destinations="PACS@10.1.0.5:104"))
+    assert door.knows("10.0.0.7")
+    assert door.knows("10.1.0.5")
+    assert door.knows("127.0.0.1")
+    assert not door.knows("10.0.0.8")
+    assert not door.knows("")
+
+
+def test_a_host_is_known_by_its_address() -> None:
+    door = Door(settings(senders="SCANNER@10.0.0.7"))
+    assert door.is_at("10.0.0.9", "10.0.0.9")
+    assert door.is_at("10.0.0.0/24", "10.0.0.9")
+    assert not door.is_at("10.0.0.9", "10.0.0.8")

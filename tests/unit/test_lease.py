@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from hipscore.lease import holder_died, token
 
@@ -66,3 +70,23 @@ def test_what_runs_elsewhere_cannot_be_told() -> None:
     assert not holder_died(f"0123456789abcdef-{pid}-{int(started) + 1}-{rest}")
     assert not holder_died("lease-1")
     assert not holder_died("")
+
+
+def test_what_cannot_be_looked_up_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = token()
+
+    def fail(self: Path) -> str:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert not holder_died(lease)
+
+
+def test_a_process_that_is_hidden_from_us_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = token()
+
+    def hide(self: Path) -> str:
+        raise FileNotFoundError(str(self))
+
+    monkeypatch.setattr(Path, "read_text", hide)
+    assert not holder_died(lease)

@@ -189,6 +189,20 @@ def test_a_failing_disk_is_transient_and_leaves_nothing(
     assert spool.read(*spool.put(DATA)[:2]) == DATA
 
 
+def test_a_file_that_vanishes_while_it_is_written_is_tried_again(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def vanish(descriptor: int) -> None:  # a clock that leapt made it look abandoned
+        fsync(descriptor)
+        Path(f"/proc/self/fd/{descriptor}").readlink().unlink()
+
+    monkeypatch.setattr(os, "fsync", vanish)
+    with pytest.raises(Transient, match="deleted while it was written"):
+        spool.put(DATA)
+
+
 def test_a_really_full_disk_is_spool_full(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.open("/dev/full", os.O_WRONLY)  # every write there is ENOSPC, from the kernel
     write = os.write

@@ -55,6 +55,13 @@ class Door:
         self._names: dict[str, tuple[float, frozenset[Address]]] = {}
         self._lock = threading.Lock()
 
+    def knows(self, address: str) -> bool:
+        """Whether any peer has this address, under whatever title."""
+        where = _address(address)
+        if where is None:
+            return False
+        return where.is_loopback or any(self._at(peer.host, where) for peer in self._peers)
+
     def rejection(self, *, calling: str, called: str, address: str) -> tuple[int, int, int] | None:
         """Result, source and reason of an A-ASSOCIATE-RJ (PS3.8 9.3.4); None lets it in."""
         if not {called, "*"} & self._called:
@@ -68,6 +75,11 @@ class Door:
             peer.ae_title in {calling, "*"} and self._at(peer.host, where) for peer in self._peers
         )
         return None if known else CALLING_TITLE_UNKNOWN
+
+    def is_at(self, host: str, address: str) -> bool:
+        """Whether the address is that of this host (name, address or network)."""
+        where = _address(address)
+        return where is not None and self._at(host.lower(), where)
 
     def _at(self, host: str, where: Address) -> bool:
         network = _network(host)

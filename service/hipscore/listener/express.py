@@ -169,11 +169,21 @@ class ExpressSocket(AssociationSocket):
 
         def get_msg(block: bool = False) -> Any:  # noqa: FBT001, FBT002 - pynetdicom's signature
             if block or time.monotonic() < self._awake_until:
-                return ask(block)
-            try:
-                return dimse.msg_queue.get(timeout=_DOZE)
-            except queue.Empty:
-                return None, None
+                found = ask(block)
+            else:
+                try:
+                    found = dimse.msg_queue.get(timeout=_DOZE)
+                except queue.Empty:
+                    found = None, None
+            message = found[1]
+            if message is None or message.is_valid_request or message.is_valid_response:
+                return found
+            # pynetdicom would pass over it, and the peer wait for an answer.
+            log.warning(
+                "%s sent half a request; association aborted", association.requestor.address
+            )
+            association.abort(block=False)
+            return None, None
 
         dimse.get_msg = get_msg  # type: ignore[method-assign] # has no setting for it
 
@@ -274,6 +284,7 @@ class ExpressSocket(AssociationSocket):
                 _, rest = _PDU.unpack(start)
                 if rest > self._largest_pdu:
                     raise _Oversize
+                self.assoc.dul._idle_timer.restart()  # noqa: SLF001 - likewise
             start = self._read(_ITEM.size)
             if len(start) < _ITEM.size:
                 raise _NotOurs(bytearray())  # closed

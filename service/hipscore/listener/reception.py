@@ -44,7 +44,7 @@ from hipscore.store.recording import Arrival, Verdict
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1: Refused: Out of Resources
 CANNOT_UNDERSTAND = 0xC210  # PS3.4 table B.2-1: Error: Cannot understand, 0xC000-0xCFFF
-MISPLACED = 0xC211  # likewise: what it says of its study contradicts what is known
+MISPLACED = 0xC211  # likewise: it contradicts what is known of its study, or of itself
 
 #: largest P-DATA-TF PDU we ask for, bytes; larger ones bring nothing
 MAX_PDU = 256 * 1024
@@ -86,7 +86,7 @@ class Reception:
         self._recorder = Recorder(sessions)
         self._spool = spool
         self._broker = broker
-        self._door = Door(settings)
+        self.door = Door(settings)
         self._room = Room(spool, reserve=settings.reserve_mb * _MB)
         self._largest = settings.max_object_mb * _MB
         self._visits: WeakKeyDictionary[Association, _Visit] = WeakKeyDictionary()
@@ -131,7 +131,7 @@ class Reception:
             return
         calling, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
         address = event.assoc.requestor.address or ""
-        answer = self._door.rejection(calling=calling, called=called, address=address)
+        answer = self.door.rejection(calling=calling, called=called, address=address)
         if answer is None:
             return
         if answer == CALLED_TITLE_UNKNOWN:
@@ -271,6 +271,8 @@ class Reception:
             return OUT_OF_RESOURCES, "storing it took too long; send it again"
         if recorded.verdict is Verdict.MISPLACED:
             return MISPLACED, "series is known in another study"
+        if recorded.verdict is Verdict.CHANGED:
+            return MISPLACED, "known with other content, which was purged"
         if recorded.verdict is Verdict.CONFLICT:
             log.warning(
                 "SOP instance %s came again from %s with other content; the first is kept",

@@ -27,8 +27,9 @@ class Room:
         """Whether so many bytes fit beside the reserve; they are held while inside."""
         with self._lock:
             self._promised += size
-            enough = self._spool.free_bytes() >= self.reserve + self._promised
         try:
+            with self._lock:
+                enough = self._spool.free_bytes() >= self.reserve + self._promised
             yield enough
         finally:
             with self._lock:

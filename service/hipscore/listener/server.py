@@ -134,7 +134,7 @@ def serve(
             spool=Spool(settings.data_dir / "spool"),
             broker=queue.publisher(settings.broker),
         )
-        reports = Reports(settings, database.sessions(engine))
+        reports = Reports(settings, database.sessions(engine), reception.door)
         server = _start(settings, reception, reports)
         port = int(server.server_address[1])
         log.info("listening as %s on %s port %d", settings.ae_title, settings.dicom_host, port)
@@ -161,7 +161,8 @@ class _Handler(RequestHandler):
         # Nagle's algorithm would hold each answer back for up to 40 ms.
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A sender that falls silent in mid-PDU, or does not read, must not hold a thread.
-        patience = struct.pack("@ll", int(self.server.idle_seconds), 0)
+        whole, part = divmod(self.server.idle_seconds, 1)
+        patience = struct.pack("@ll", int(whole), max(1, int(part * 1e6)))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         connection = self.server.reception.socket(association, client)
@@ -192,8 +193,14 @@ class _Server(ThreadedAssociationServer):
         super().server_bind()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Close connections beyond a number that no honest set of peers needs."""
+        """Close connections of strangers, and beyond a number that no honest peers need.
+
+        pynetdicom counts every connection as an association until it is one.
+        """
         del request
+        if not self.reception.door.knows(str(client_address[0])):
+            log.warning("connection of %s closed: no peer has this address", client_address[0])
+            return False
         few = len(self.active_associations) < self._most
         if not few:
             log.warning("connection of %s closed: %d are open", client_address[0], self._most)

@@ -8,7 +8,7 @@ only postponed it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -178,6 +178,7 @@ def report(
     *,
     succeeded: Collection[str],
     failed: Mapping[str, tuple[int, str]],
+    by: Callable[[str], bool],
     max_attempts: int,
     now: datetime,
     session: Session,
@@ -187,7 +188,8 @@ def report(
     SENT → COMMITTED for what ``succeeded``. What ``failed`` (Failure Reason and its
     meaning) goes back to PENDING and is sent again after the usual pause; EXHAUSTED after
     ``max_attempts``, REFUSED if the peer never takes its SOP class. The same report again,
-    or a late one on what was sent again since, changes nothing.
+    or a late one on what was sent again since, changes nothing; nor does one on deliveries to
+    a destination that is not the reporter (``by``, asked with ``AET@HOST:PORT``).
 
     Returns
     -------
@@ -195,12 +197,16 @@ def report(
         Whether the transaction is known.
     """
     query = (
-        select(Delivery.id, ArtifactRow.sop_instance_uid)
+        select(Delivery.id, ArtifactRow.sop_instance_uid, Delivery.destination)
         .join(ArtifactRow, ArtifactRow.id == Delivery.form_id)
         .where(Delivery.transaction_uid == transaction_uid)
         .order_by(Delivery.id)
     )
-    rows = [(each.id, str(each.sop_instance_uid)) for each in session.execute(query)]
+    rows = [
+        (each.id, str(each.sop_instance_uid))
+        for each in session.execute(query)
+        if by(each.destination)
+    ]
     for delivery_id, uid in rows:
         delivery = load(Delivery, delivery_id, session=session, lock=True)
         asked = delivery.transaction_uid == transaction_uid

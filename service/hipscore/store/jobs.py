@@ -349,12 +349,14 @@ def _deaths(job: Job, *, session: Session) -> int:
 
     Attempts would count what a full disk or a locked database postponed as well.
     """
-    own = (Event.series_id == job.series_id, Event.job_id == job.id)
+    own = (
+        Event.series_id == job.series_id,
+        Event.job_id == job.id,
+        Event.delivery_id.is_(None),
+    )
     retried = select(func.max(Event.id)).where(*own, Event.what == JobEvent.RETRY.value)
     since = session.scalar(retried) or 0
-    lost = select(func.count()).where(
-        *own, Event.what == JobEvent.EXPIRE.value, Event.delivery_id.is_(None), Event.id > since
-    )
+    lost = select(func.count()).where(*own, Event.what == JobEvent.EXPIRE.value, Event.id > since)
     return session.scalar(lost) or 0
 
 

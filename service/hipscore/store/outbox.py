@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import case, select
+from sqlalchemy import and_, case, or_, select
 from sqlalchemy.orm import Session
 
 from hipscore.domain import ArtifactKind
@@ -18,7 +18,7 @@ _ARRIVED = (DeliveryState.SENT, DeliveryState.COMMITTED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
-    """A delivery that is neither SENT nor COMMITTED, and what it carries."""
+    """A delivery that has not arrived for good (see :func:`arrived`), and what it carries."""
 
     delivery: Delivery
     kind: ArtifactKind
@@ -41,14 +41,16 @@ def undelivered(*, session: Session, limit: int = 1000) -> list[Undelivered]:
     urgency = case(
         (Delivery.state == DeliveryState.EXHAUSTED, 0),
         (Delivery.state == DeliveryState.REFUSED, 1),
+        (Delivery.state == DeliveryState.SENT, 3),
         else_=2,
     )
+    waits = and_(Delivery.state == DeliveryState.SENT, Delivery.commit_at.is_not(None))
     query = (
         select(Delivery, ArtifactRow.kind, Job.id, Series.series_instance_uid)
         .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
         .join(Job, Job.id == ArtifactRow.job_id)
         .join(Series, Series.id == Job.series_id)
-        .where(Delivery.state.not_in(_ARRIVED))
+        .where(or_(Delivery.state.not_in(_ARRIVED), waits))
         .order_by(urgency, Delivery.next_attempt_at.nulls_first(), Delivery.id)
     )
     return [

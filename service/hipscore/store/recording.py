@@ -26,12 +26,16 @@ from hipscore.store.tables import Instance, Series
 
 
 class Verdict(StrEnum):
-    """What a received image is to what was received before."""
+    """What a received image is to what was received before.
+
+    CONFLICT keeps the first, CHANGED cannot: its bytes have been purged.
+    """
 
     NEW = "new"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"
     MISPLACED = "misplaced"
+    CHANGED = "changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +133,10 @@ def record_all(arrivals: Sequence[Arrival], *, now: datetime, session: Session) 
 
     The first bytes of a SOP Instance UID are kept for ever. The same bytes again are
     DUPLICATE: they keep an open series from going quiet, bring back what was purged, and
-    change nothing else. Other bytes under the same UID are CONFLICT, an unknown image that
-    puts the series into another study is MISPLACED: neither is stored, one event is
-    written. A NEW image on a closed series opens it again (``late``). Safe against any
-    number of concurrent callers.
+    change nothing else. Other bytes under the same UID are CONFLICT, or CHANGED when the
+    first were purged; an unknown image that puts the series into another study is
+    MISPLACED: none of them is stored, one event is written. A NEW image on a closed series
+    opens it again (``late``). Safe against any number of concurrent callers.
     """
     # Every series at once, in one order, before anything else: nothing locks crosswise.
     homes = _lock({arrival.instance.series_instance_uid for arrival in arrivals}, session)
@@ -143,22 +147,31 @@ def record_all(arrivals: Sequence[Arrival], *, now: datetime, session: Session) 
             first.setdefault(arrival.instance.sop_instance_uid, arrival)
     added = _add(list(first.values()), homes, now=now, session=session)
     # what came twice at once, or was stored by another process meanwhile, is known by now
-    unsettled = [
-        uid
-        for each in arrivals
-        if (uid := each.instance.sop_instance_uid) not in known and added.get(id(each)) is None
-    ]
-    if unsettled:
-        known |= _kept(unsettled, session)
-    return [
-        added.get(id(each))
-        or _again(each.instance, known[each.instance.sop_instance_uid], now=now, session=session)
-        for each in arrivals
-    ]
+    known |= _kept(
+        {
+            uid
+            for each in arrivals
+            if (uid := each.instance.sop_instance_uid) not in known and id(each) not in added
+        },
+        session,
+    )
+    answers = []
+    for each in arrivals:
+        uid = each.instance.sop_instance_uid
+        answer = added.get(id(each))
+        if answer is None and uid not in known:
+            answer = added[id(first[uid])]  # the twin of a misplaced one
+        if answer is None:
+            answer = _again(each.instance, known[uid], now=now, session=session)
+        answers.append(answer)
+    return answers
 
 
 def _kept(uids: Iterable[str], session: Session) -> dict[str, _Kept]:
-    rows = session.connection().execute(_FIND_IMAGES, {"uids": list(uids)})
+    wanted = list(uids)
+    if not wanted:
+        return {}
+    rows = session.connection().execute(_FIND_IMAGES, {"uids": wanted})
     return {
         row.sop_instance_uid: _Kept(row.series_id, row.sha256, row.purged_at is not None)
         for row in rows
@@ -169,7 +182,8 @@ def _again(instance: ReceivedInstance, kept: _Kept, *, now: datetime, session: S
     """The answer for an instance whose UID is stored already."""
     if kept.sha256 != instance.sha256:
         other = {"kept_sha256": kept.sha256}
-        return _set_aside(Verdict.CONFLICT, kept.series_id, instance, other, now, session)
+        verdict = Verdict.CHANGED if kept.purged else Verdict.CONFLICT
+        return _set_aside(verdict, kept.series_id, instance, other, now, session)
     if kept.purged:
         retention.restore(instance.sop_instance_uid, now=now, session=session)
     # the sender is still busy with this series: do not let it go quiet under its hands

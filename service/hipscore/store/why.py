@@ -250,6 +250,15 @@ def _analysing(job: Job, deaths: Sequence[Event], told: Telling) -> None:
         told.say(f"is being analysed (attempt {job.attempts})", "nothing to do")
 
 
+def _deaths(job: Job, account: Account) -> int:
+    """How many workers the job lost since it was opened or retried, the last one included."""
+    own = [
+        each.what for each in account.events if each.job_id == job.id and each.delivery_id is None
+    ]
+    since = len(own) - own[::-1].index("retry") if "retry" in own else 0
+    return 1 + own[since:].count("expire")
+
+
 def _failed(job: Job, account: Account, told: Telling) -> None:
     error = (job.error or "no error was recorded").rstrip(".")
     if job.reason_code == IMAGES_PURGED:
@@ -260,8 +269,9 @@ def _failed(job: Job, account: Account, told: Telling) -> None:
         return
     fails = [each for each in account.events if each.job_id == job.id and each.what == "fail"]
     if fails and "attempt" in fails[-1].detail:  # by the reaper, not by the worker that held it
+        lost = times(_deaths(job, account))
         told.say(
-            f"failed at {told.at(job.finished_at)}: its worker died {times(job.attempts)} in the "
+            f"failed at {told.at(job.finished_at)}: its worker died {lost} in the "
             "analysis; given up before it kills more. Nothing was sent",
             "look for the cause in the log of the worker and the kernel (out of memory?), "
             f"then: hipscore retry {job.id}",

@@ -230,4 +230,4 @@ def _give_up(job: Job, lease: str, error: Exception, at: Bench) -> None:
     if again:
         log.warning("job %d waits for attempt %d: %s", job.id, job.attempts + 1, describe(error))
     else:
-        log.error("job %d failed: %s\n%s", job.id, describe(error), trace(error))
+        log.error("job %d failed: %s (%s)", job.id, describe(error), trace(error))

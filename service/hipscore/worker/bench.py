@@ -124,7 +124,7 @@ def describe(error: BaseException) -> str:
 def trace(error: BaseException) -> str:
     """Return the call stack of an error without its text and without any value."""
     frames = traceback.extract_tb(error.__traceback__)
-    return "\n".join(f"  {_place(frame)} in {frame.name}" for frame in frames)
+    return " < ".join(f"{_place(frame)} in {frame.name}" for frame in reversed(frames))
 
 
 def _place(frame: traceback.FrameSummary) -> str:

@@ -39,7 +39,7 @@ def commit(delivery_id: int, at: Bench) -> None:
         outcome = _ask(transaction, at)
     except Exception as error:  # noqa: BLE001 - whatever went wrong, it is asked again
         stack = trace(error)  # not logging.exception: that would show the error's text as well
-        log.error("asking for commitment failed: %s\n%s", describe(error), stack)  # noqa: TRY400
+        log.error("asking for commitment failed: %s (%s)", describe(error), stack)  # noqa: TRY400
         outcome = Outcome(delivered=False, retry=True, status=None, text=describe(error))
     try:
         _record(transaction, outcome, at)
@@ -74,6 +74,7 @@ def _ask(transaction: Transaction, at: Bench) -> Outcome:
                 report.transaction_uid,
                 succeeded=report.succeeded,
                 failed=report.failed,
+                by=lambda destination: destination == transaction.destination,
                 max_attempts=at.settings.max_attempts,
                 now=now_utc(),
                 session=session,

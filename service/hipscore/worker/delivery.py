@@ -53,7 +53,7 @@ def deliver(delivery_id: int, at: Bench) -> None:
         went = forms[form]
     except Exception as error:  # noqa: BLE001 - the bytes are kept; another attempt costs nothing
         stack = trace(error)  # not logging.exception: that would show the error's text as well
-        log.error("delivery %d failed: %s\n%s", delivery_id, describe(error), stack)  # noqa: TRY400
+        log.error("delivery %d failed: %s (%s)", delivery_id, describe(error), stack)  # noqa: TRY400
         outcome = Outcome(delivered=False, retry=True, status=None, text=describe(error))
     try:
         with database.transaction(at.sessions) as session:

@@ -36,7 +36,7 @@ def watch(at: Bench, stop: threading.Event) -> None:
         except (Transient, SQLAlchemyError) as error:
             log.warning("the PACS is asked later: %s", describe(error))
         except Exception as error:  # noqa: BLE001 - the quiet period closes what this does not
-            log.error("asking the PACS failed: %s\n%s", describe(error), trace(error))  # noqa: TRY400
+            log.error("asking the PACS failed: %s (%s)", describe(error), trace(error))  # noqa: TRY400
         stop.wait(LOOK_SECONDS)
 
 

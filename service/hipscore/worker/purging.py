@@ -94,7 +94,9 @@ def by_hand(
         results_before=rules.results_before
         if results_days is None
         else now - _long_enough(results_days),
-        orphans_before=rules.orphans_before,
+        orphans_before=rules.orphans_before
+        if images_days is None
+        else now - max(timedelta(days=images_days), ORPHAN_AGE),
         failed=failed,
         why="by hand",
     )
@@ -177,10 +179,12 @@ def relieve(at: Bench, *, now: datetime) -> bool:
     rules = Rules(
         images_before=now - _long_enough(0),
         results_before=None,
-        orphans_before=None,
+        orphans_before=now - ORPHAN_AGE,
         why="watermark",
     )
-    series, gone = 0, Gone()
+    series, gone = 0, sweep(rules, at, now=now)
+    if not _too_full(at):
+        return True
     for lot in plan(rules, at):
         gone += take(lot, rules, at, now=now)
         series += 1
@@ -210,7 +214,7 @@ def watch(at: Bench, stop: threading.Event) -> None:
             except (Transient, SQLAlchemyError, OSError) as error:
                 log.warning("purging is tried again: %s", describe(error))
             except Exception as error:  # noqa: BLE001 - the next round must not wait for a repair
-                log.error("purging failed: %s\n%s", describe(error), trace(error))  # noqa: TRY400
+                log.error("purging failed: %s (%s)", describe(error), trace(error))  # noqa: TRY400
         stop.wait(at.settings.reap_seconds)
 
 
@@ -255,7 +259,8 @@ def _complain(at: Bench) -> None:
     log.warning(
         "%d MB of disk left at %s, below HIPSCORE_WATERMARK_MB (%d), and nothing more may be "
         "purged. Below HIPSCORE_RESERVE_MB (%d) images are refused. See what is undelivered "
-        'with "hipscore jobs --undelivered", give up failed analyses with "hipscore purge '
+        'with "hipscore jobs --undelivered" (a PACS that never confirms storage commitment is '
+        'named in HIPSCORE_NO_COMMITMENT), give up failed analyses with "hipscore purge '
         '--failed", or enlarge the disk',
         at.spool.free_bytes() // _MB,
         at.spool.root,

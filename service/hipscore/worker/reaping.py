@@ -55,7 +55,7 @@ def reap(at: Bench) -> None:
         except (Transient, SQLAlchemyError, OSError) as error:
             log.warning("%s is tried again: %s", _name(step), describe(error))
         except Exception as error:  # noqa: BLE001 - the other steps must not wait for its repair
-            log.error("%s failed: %s\n%s", _name(step), describe(error), trace(error))  # noqa: TRY400
+            log.error("%s failed: %s (%s)", _name(step), describe(error), trace(error))  # noqa: TRY400
 
 
 def _rewind(at: Bench) -> None:
@@ -127,7 +127,7 @@ def _close_quiet(at: Bench) -> None:
                 return
         except Exception as error:  # noqa: BLE001 - the defect belongs to this series alone
             stuck.grow(series_id)
-            text = f"{describe(error)}\n{trace(error)}"
+            text = f"{describe(error)} ({trace(error)})"
             log.error("series %d cannot be closed: %s", series_id, text)  # noqa: TRY400
 
 
