@@ -12,7 +12,6 @@ from tests.faults.acts import Act
 from tests.faults.pacs_front import SLOW_SECONDS, Mood
 from tests.faults.stage import LEASE_SECONDS
 from tests.faults.strikes import Fault, blow, strikes
-from tests.faults.verdict import commitment
 
 
 def fault(kind: str, act: Act, name: str = "") -> Fault:
@@ -65,9 +64,8 @@ def surroundings(kind: str, *, own_disk: bool) -> Iterator[Fault]:
     slow = partial(outside.pacs_in_mood, bad=Mood.SLOW, pause=SLOW_SECONDS)
     yield fault(f"PACS {Mood.SLOW.value}", slow)
     yield fault(f"PACS {Mood.HANG.value}", hang)
-    if commitment():
-        for bad in (Mood.COMMIT_NEVER, Mood.COMMIT_NOT, Mood.COMMIT_ERROR):
-            yield fault(f"PACS {bad.value}", partial(outside.pacs_in_mood, bad=bad))
+    for bad in (Mood.COMMIT_NEVER, Mood.COMMIT_NOT, Mood.COMMIT_ERROR):
+        yield fault(f"PACS {bad.value}", partial(outside.pacs_in_mood, bad=bad))
     yield fault("disk below its reserve", outside.reserve_reached)
     if own_disk:
         for under_way in (True, False):

@@ -15,7 +15,6 @@ from tests.faults.acts import Act
 from tests.faults.launch import How, When
 from tests.faults.pacs_front import Mood
 from tests.faults.sender import Expected
-from tests.faults.verdict import commitment
 
 #: rows in which nothing can die, and why
 UNREACHED = {
@@ -90,12 +89,11 @@ def _listener(when: When) -> Iterator[Fault]:
     for expected, state in ((Expected.SCORED, "MATCHED"), (Expected.IGNORED, "IGNORED")):
         act = partial(acts.dies_on_late_image, when=when, expected=expected)
         yield _at(kind, "listener", f"series.image.{state}", when, act)
-    if commitment():
-        yield blow(kind, "listener", "delivery.commit.SENT", when)
-        yield blow(kind, "listener", "answer.report", when)
-        declined = partial(acts.dies_in_mood, bad=Mood.COMMIT_NOT, role="listener")
-        act = partial(declined, point="delivery.decline.SENT", when=when)
-        yield _at(kind, "listener", "delivery.decline.SENT", when, act)
+    yield blow(kind, "listener", "delivery.commit.SENT", when)
+    yield blow(kind, "listener", "answer.report", when)
+    declined = partial(acts.dies_in_mood, bad=Mood.COMMIT_NOT, role="listener")
+    act = partial(declined, point="delivery.decline.SENT", when=when)
+    yield _at(kind, "listener", "delivery.decline.SENT", when, act)
 
 
 def _beat(when: When) -> Iterator[Fault]:
@@ -129,8 +127,7 @@ def _delivery(when: When, how: How) -> Iterator[Fault]:
     full = partial(acts.dies_in_mood, bad=Mood.FULL, role="delivery", how=how)
     act = partial(full, point="delivery.postpone.SENDING", when=when)
     yield _at(kind, "delivery", "delivery.postpone.SENDING", when, act, how)
-    if commitment():
-        yield blow(kind, "delivery", "pacs.commit", when, how)
+    yield blow(kind, "delivery", "pacs.commit", when, how)
 
 
 def _operator(when: When) -> Iterator[Fault]:
@@ -144,14 +141,12 @@ def _operator(when: When) -> Iterator[Fault]:
         ),
         (("delivery.exhaust.SENDING", "delivery.retry.EXHAUSTED"), repairs.delivery_exhausted),
     ]
-    final = "COMMITTED" if commitment() else "SENT"
-    made.append(((f"delivery.retry.{final}",), repairs.delivery_again))
-    if commitment():
-        made += [
-            (("delivery.refuse.SENT",), repairs.commitment_refused),
-            (("delivery.exhaust.SENT",), repairs.commitment_exhausted),
-            (("delivery.retry.SENT",), repairs.uncommitted_again),
-        ]
+    made.append((("delivery.retry.COMMITTED",), repairs.delivery_again))
+    made += [
+        (("delivery.refuse.SENT",), repairs.commitment_refused),
+        (("delivery.exhaust.SENT",), repairs.commitment_exhausted),
+        (("delivery.retry.SENT",), repairs.uncommitted_again),
+    ]
     for rows, act in made:
         bound = partial(act, when=when)
         name = f"{when} {', '.join(rows)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -72,11 +71,6 @@ class _Outcome:
     retried: int
 
 
-def commitment() -> bool:
-    """Whether this hipscore asks for storage commitment."""
-    return importlib.util.find_spec("hipscore.worker.commitment") is not None
-
-
 def settled(round_: Round, stage: Stage) -> bool:
     """Whether every series of the round has come to rest. A database that is down says no."""
     try:
@@ -91,7 +85,7 @@ def _at_rest(found: _Outcome | None, scan: Scan) -> bool:
         return not scan.acknowledged
     if scan.expected is Expected.IGNORED:
         return found.series.state is SeriesState.IGNORED
-    final = DeliveryState.COMMITTED if commitment() else DeliveryState.SENT
+    final = DeliveryState.COMMITTED
     return (
         found.series.state is SeriesState.MATCHED
         and len(found.jobs) >= scan.reports

@@ -275,13 +275,6 @@ def test_the_ledger_by_study_series_and_image(maker: Maker, readers: Maker) -> N
         assert len(of_series) == 4
         assert len(of_study) == 8
         assert [each.id for each in of_study] == sorted(each.id for each in of_study)
-        for uid, events in (
-            ("study-1", of_study),
-            ("1.2.1", of_series),
-            ("1.2.1.2", of_series),
-            ("9.9", []),
-        ):
-            assert list(ledger.of_uid(uid, session=session)) == list(events)
 
 
 # --- counts ------------------------------------------------------------------------------

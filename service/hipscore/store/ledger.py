@@ -8,10 +8,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hipscore.store.tables import Event, Instance, Series
+from hipscore.store.tables import Event, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +56,6 @@ def of_series(series_instance_uid: str, *, session: Session) -> Sequence[Event]:
 def of_study(study_instance_uid: str, *, session: Session) -> Sequence[Event]:
     """Every event of one study, oldest first; empty if the study is unknown."""
     return _of(session, Series.study_instance_uid == study_instance_uid)
-
-
-def of_uid(uid: str, *, session: Session) -> Sequence[Event]:
-    """Every event of the study, the series, or the series of the image, with this UID."""
-    holding = select(Instance.series_id).where(Instance.sop_instance_uid == uid)
-    return _of(
-        session,
-        or_(
-            Series.study_instance_uid == uid,
-            Series.series_instance_uid == uid,
-            Series.id.in_(holding),
-        ),
-    )
 
 
 def _of(session: Session, condition: Any) -> Sequence[Event]:
