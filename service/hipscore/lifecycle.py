@@ -165,8 +165,8 @@ def next_state(table: Table[State, Event], state: State, event: Event) -> State:
     """
     moves = table[state]
     if event not in moves:
-        legal = ", ".join(moves) or "nothing: this state is final"
-        msg = f"{event.value!r} is not possible in state {state.value}; possible: {legal}"
+        legal = f"possible: {', '.join(moves)}" if moves else "this state is final"
+        msg = f"{event.value!r} is not possible in state {state.value}; {legal}"
         raise IllegalMove(msg)
     return moves[event]
 
@@ -229,7 +229,8 @@ def completeness(
         ``expected_count``: exactly as many images as Images in Acquisition (0020,1002)
         announces, at least 5.
         ``association_released_contiguous``: at least 5 parallel slices at equal steps,
-        instance numbers without a gap where there are any, all on one association.
+        instance numbers without a gap where there are any, all on one association, and
+        no more announced.
         None: no proof; the quiet period decides.
     """
     if not released or not instances:
@@ -238,9 +239,12 @@ def completeness(
         return CloseReason.MULTI_FRAME
     if len(instances) < MIN_EVIDENCE:
         return None
-    if {instance.images_in_acquisition for instance in instances} == {len(instances)}:
+    announced = {instance.images_in_acquisition for instance in instances}
+    if announced == {len(instances)}:
         return CloseReason.EXPECTED_COUNT
-    if one_association and _numbered_without_gap(instances) and _contiguous(instances):
+    more = any(count is not None and count > len(instances) for count in announced)
+    proven = one_association and not more and _numbered_without_gap(instances)
+    if proven and _contiguous(instances):
         return CloseReason.CONTIGUOUS
     return None
 

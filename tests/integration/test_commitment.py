@@ -257,8 +257,9 @@ def test_a_destination_named_in_no_commitment_ends_at_sent(
 
 
 @steps.sqlite_only
+@pytest.mark.parametrize("who", ("the worker", "the reaper"))
 def test_a_destination_that_is_named_later_is_left_alone(
-    settings: Settings, storescp: servers.StoreScp
+    settings: Settings, storescp: servers.StoreScp, who: str
 ) -> None:
     with scored(sent_to(settings, storescp.peer)) as at:
         deliver_all(at, settings)
@@ -266,7 +267,10 @@ def test_a_destination_that_is_named_later_is_left_alone(
         assert "does not offer storage commitment" in (deliveries(settings)[0].error or "")
     spared = sent_to(settings, storescp.peer, no_commitment=("STORESCP",))
     with steps.bench(spared) as at:
-        ask_again(at)
+        if who == "the worker":
+            ask_again(at)
+        else:
+            worker.reap(at)
     rows = deliveries(settings)
     assert [(row.state, row.commit_at, row.error) for row in rows] == [(SENT, None, None)] * 2
 

@@ -223,7 +223,7 @@ def test_1_the_pacs_is_down(maker: Maker) -> None:
     last = put_off(maker, ids, DOWN, times=7)
     told = tell(maker, now=last + timedelta(seconds=30))
     assert f"scored 3.21; SEG and SR wait: {DOWN}, since 09:30, 7 tries, next at 09:51" in told.text
-    assert f"nothing to do unless {PACS} moved" in told.next
+    assert f"check that {PACS} runs and its host and port are right" in told.next
     assert sum("×7" in line for line in told.lines) == 2  # SEG and SR
 
 

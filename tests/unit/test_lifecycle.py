@@ -114,7 +114,7 @@ def test_every_cell_of_the_table_is_tested(
 def test_an_illegal_move_says_what_would_be_legal() -> None:
     with pytest.raises(IllegalMove, match="possible: claim, retry"):
         next_state(JOB, JobState.QUEUED, JobEvent.FAIL)
-    with pytest.raises(IllegalMove, match="nothing: this state is final"):
+    with pytest.raises(IllegalMove, match="; this state is final"):
         next_state(JOB, JobState.ANALYSED, JobEvent.RETRY)
 
 
@@ -195,6 +195,12 @@ def test_the_expected_count_is_proof_over_any_number_of_associations() -> None:
 @pytest.mark.parametrize("expected", (19, 21))
 def test_another_count_than_expected_is_no_proof_by_count(expected: int) -> None:
     assert verdict(stack(20, expected=expected), one_association=False) is None
+
+
+def test_half_of_what_is_announced_is_not_the_whole() -> None:
+    half = stack(12, expected=24)
+    assert verdict(half) is None
+    assert verdict(stack(12)) is CloseReason.CONTIGUOUS
 
 
 def test_counts_that_contradict_each_other_are_no_proof_by_count() -> None:

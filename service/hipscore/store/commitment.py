@@ -158,6 +158,14 @@ def failed(
     return later
 
 
+def destinations(*, session: Session) -> list[str]:
+    """Those that have something whose storage commitment is wanted."""
+    query = select(Delivery.destination).where(
+        Delivery.state == DeliveryState.SENT, Delivery.commit_at.is_not(None)
+    )
+    return list(session.scalars(query.distinct()))
+
+
 def waive(destination: str, *, session: Session) -> int:
     """Ask this destination no more: what it has stays SENT. Returns how many."""
     swap = (

@@ -40,3 +40,29 @@ def wait_for_peer(
     )
     waiting = session.execute(swap, execution_options={"synchronize_session": False})
     return len(waiting.scalars().all())
+
+
+def peer_is_back(delivery_id: int, *, now: datetime, session: Session) -> int:
+    """Make due what waited only because the destination of this delivery was down.
+
+    What was tried itself keeps its own pause: it may be that object the peer chokes on.
+
+    Returns
+    -------
+    int
+        How many are due now.
+    """
+    destination = load(Delivery, delivery_id, session=session).destination
+    swap = (
+        update(Delivery)
+        .where(
+            Delivery.destination == destination,
+            Delivery.state == DeliveryState.PENDING,
+            Delivery.attempts == 0,
+            Delivery.next_attempt_at > now,
+        )
+        .values(next_attempt_at=None, enqueued_at=None, error=None)
+        .returning(Delivery.id)
+    )
+    freed = session.execute(swap, execution_options={"synchronize_session": False})
+    return len(freed.scalars().all())

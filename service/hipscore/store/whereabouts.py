@@ -73,17 +73,31 @@ def _sent(text: str, row: Delivery, told: Telling) -> str:
     if row.commit_attempts == 0:
         return f"{text}; its storage commitment is about to be asked for"
     told.advise(
-        f"nothing to do: asked again at {told.at(row.commit_at)}; a PACS that never reports is "
-        "named in HIPSCORE_NO_COMMITMENT"
+        f"nothing to do: asked again at {told.at(row.commit_at)}. A PACS that never reports has "
+        "to know our AE title, address and port, or is named in HIPSCORE_NO_COMMITMENT"
     )
     asked = f"commitment asked for {times(row.commit_attempts)}"
     return f"{text}; {asked}: {row.error or 'no report yet'}"
+
+
+def _remedy(row: Delivery, destination: str) -> str:
+    """What an operator may look at; by itself it is tried again anyway."""
+    error = row.error or ""
+    if row.status is not None:
+        return "nothing to do: it is tried again by itself"
+    if "cannot be reached" in error:
+        return f"check that {destination} runs and its host and port are right; it is tried again"
+    return (
+        f"check that {destination} knows HIPSCORE_AE_TITLE and the address of this machine "
+        "and lets it store; it is tried again"
+    )
 
 
 def _pending(
     what: str, destination: str, rows: Sequence[Delivery], account: Account, told: Telling
 ) -> str:
     row = max(rows, key=lambda each: each.attempts)
+    again = " and ".join(f"hipscore retry --delivery {each.id}" for each in rows)
     due = row.next_attempt_at or row.created_at
     wait = "wait" if " and " in what else "waits"
     now = told.around.now
@@ -99,9 +113,7 @@ def _pending(
     since = _failing_since(rows, account.events)
     text = f"{what} {wait}: {row.error}, since {told.at(since)}, {tries(row.attempts)}"
     if due > now:
-        told.advise(
-            f"nothing to do unless {destination} moved; at once: hipscore retry --delivery {row.id}"
-        )
+        told.advise(f"{_remedy(row, destination)}; at once: {again}")
         return f"{text}, next at {told.at(due)}"
     if now - due > OVERDUE:
         told.advise('is "hipscore work" (or "hipscore up") running?')

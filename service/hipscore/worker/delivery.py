@@ -18,7 +18,7 @@ from hipscore.store import deliveries
 from hipscore.store import engine as database
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import ArtifactRow, Delivery
-from hipscore.store.waiting import wait_for_peer
+from hipscore.store.waiting import peer_is_back, wait_for_peer
 from hipscore.worker.bench import Bench, announce_commitments, describe, now_utc, term, trace
 from hipscore.worker.commitment import wanted
 
@@ -96,7 +96,8 @@ def _record(  # noqa: PLR0917 - one caller, right here
             now=now,
             session=session,
         )
-        return "sent"
+        freed = peer_is_back(delivery.id, now=now, session=session)
+        return f"sent; {freed} others wait no more" if freed else "sent"
     answer: dict[str, Any] = {
         "lease": lease,
         "error": outcome.text,

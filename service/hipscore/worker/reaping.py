@@ -25,6 +25,7 @@ from hipscore.worker.bench import (
     now_utc,
     trace,
 )
+from hipscore.worker.commitment import wanted
 
 #: a job that killed its worker this often is FAILED instead of killing the next one
 FATAL_ATTEMPTS = 5
@@ -48,7 +49,15 @@ def reap(at: Bench) -> None:
     Any number of reapers may run at once, at any time. One step that fails keeps none of
     the others from being done.
     """
-    steps = (_rewind, _expire_jobs, _expire_deliveries, _close_quiet, _announce_due, _clean)
+    steps = (
+        _rewind,
+        _expire_jobs,
+        _expire_deliveries,
+        _close_quiet,
+        _waive,
+        _announce_due,
+        _clean,
+    )
     for step in steps:
         try:
             step(at)
@@ -129,6 +138,17 @@ def _close_quiet(at: Bench) -> None:
             stuck.grow(series_id)
             text = f"{describe(error)} ({trace(error)})"
             log.error("series %d cannot be closed: %s", series_id, text)  # noqa: TRY400
+
+
+def _waive(at: Bench) -> None:
+    """Let go of commitments to destinations that are not asked for them any more."""
+    if not at.settings.no_commitment:
+        return
+    with database.transaction(at.sessions) as session:
+        for destination in commitment.destinations(session=session):
+            if not wanted(destination, at):
+                left = commitment.waive(destination, session=session)
+                log.info("%s is not asked for commitment any more: %d sent", destination, left)
 
 
 def _clean(at: Bench) -> None:
