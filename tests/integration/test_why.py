@@ -346,9 +346,11 @@ def test_8_the_sender_breaks_off_and_the_rest_comes_late(maker: Maker, *, notice
         finish(second.id, session=session, now=later(603))
     told = tell(maker, now=later(610))
     cause = (
-        "the sender broke off at 09:30" if noticed else "the sender gave no proof that it was done"
+        "the sender broke off at 09:30"
+        if noticed
+        else "there was no proof that the sender was done"
     )
-    assert f"closed at 09:30 by silence, with 11 images: {cause}" in told.text
+    assert f"at first closed at 09:30 by silence, with 11 images: {cause}" in told.text
     assert "an image came late, the last time at 09:40: the series was opened again" in told.text
     assert f"job {second.id} supersedes job {job.id} of the same series" in told.text
     assert f"the report of the earlier job {job.id} is still PENDING" in told.text

@@ -101,15 +101,17 @@ def _closed_by_silence(account: Account, told: Telling) -> None:
         for each in account.events
         if each.what == "close" and each.detail.get("reason") == CloseReason.QUIET_PERIOD
     ]
+    last = max((each.id for each in account.events if each.what == "close"), default=0)
     for closing in closings[-1:]:
+        first = "" if closing.id == last else "at first "
         broken = _broken_off([each for each in account.events if each.id < closing.id])
         cause = (
-            "the sender gave no proof that it was done"
+            "there was no proof that the sender was done (a listener that dies leaves none)"
             if broken is None
             else f"the sender broke off at {told.at(broken.at)}"
         )
         told.say(
-            f"closed at {told.at(closing.at)} by silence, with "
+            f"{first}closed at {told.at(closing.at)} by silence, with "
             f"{images(closing.detail.get('images', account.images))}: {cause}"
         )
     late = [each for each in account.events if each.what == "image" and each.detail.get("late")]
