@@ -202,6 +202,23 @@ def test_an_abort_in_mid_message_leaves_nothing(
 
 
 @steps.sqlite_only
+def test_an_abort_for_no_known_reason_ends_no_thread_with_a_trace(
+    settings: Settings, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    with steps.listening(settings):
+        with association(settings) as made:
+            connection = wire(made)
+            connection.sendall(struct.pack(">BBLBBBB", 7, 0, 4, 0, 0, 186, 77))  # A-ABORT
+            made._reactor_checkpoint.set()
+            servers.wait_until(
+                lambda: "cannot be acted on" in caplog.text, what="the listener closes it"
+            )
+            servers.wait_until(lambda: not made.is_established, what="the sender notices")
+        assert pacs.echo(peer(settings), calling_aet="SCANNER").delivered
+    assert not list(recwarn)  # a thread that ends by an exception would be one
+
+
+@steps.sqlite_only
 @pytest.mark.parametrize(
     "nonsense",
     (

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pynetdicom.association import Association
-from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket
 
@@ -210,7 +209,12 @@ class ExpressSocket(AssociationSocket):
         def do_action(event: str) -> None:
             try:
                 act(event)
-            except InvalidEventError:
+            except Exception as error:  # noqa: BLE001 - of whatever a PDU holds, or when it comes
+                log.warning(
+                    "%s sent a PDU that cannot be acted on (%s); connection closed",
+                    association.requestor.address,
+                    type(error).__name__,
+                )
                 association.dul.kill_dul()
                 self.close()
 
