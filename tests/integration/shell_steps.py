@@ -70,6 +70,13 @@ def images(seed: int = 1, **more: Any) -> list[Dataset]:
     return [deepcopy(each) for each in phantom.to_datasets(make_phantom(seed), **more)]
 
 
+def unannounced(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """The same images, without the number that says how many there are."""
+    for dataset in datasets:
+        del dataset.ImagesInAcquisition
+    return list(datasets)
+
+
 def save(datasets: Sequence[Dataset], folder: Path, *, meta_as_is: bool = False) -> list[Path]:
     """Write Part 10 files; the file meta follows the data set unless it is kept as it is."""
     folder.mkdir(parents=True, exist_ok=True)

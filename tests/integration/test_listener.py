@@ -369,7 +369,7 @@ def test_the_same_image_is_the_same_to_another_version_of_the_library(
 def test_a_late_image_opens_a_job_that_supersedes_the_first(
     settings: Settings, tmp_path: Path
 ) -> None:
-    paths = steps.save(steps.images(), tmp_path / "scanner")
+    paths = steps.save(steps.unannounced(steps.images()), tmp_path / "scanner")
     with steps.listening(settings) as port:
         assert steps.storescu(port, paths[:-1]).returncode == 0
         servers.wait_until(lambda: steps.count(settings, Job) == 1, what="the first job")

@@ -315,7 +315,7 @@ def test_a_late_image_of_a_purged_series_fails_and_goes_on_when_all_are_back(
 def test_a_report_that_was_purged_is_still_named_by_the_one_that_supersedes_it(
     settings: Settings, tmp_path: Path
 ) -> None:
-    images = shell.images()
+    images = shell.unannounced(shell.images())
     first = shell.received(settings, images[:-1], tmp_path / "first")
     quick = settings.model_copy(update={"quiet_seconds": 0.001})
     with shell.bench(quick) as at:

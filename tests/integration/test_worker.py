@@ -221,8 +221,7 @@ def test_a_late_image_makes_a_report_that_names_its_predecessor(
     settings: Settings, tmp_path: Path
 ) -> None:
     _, images = study()
-    for image in images:
-        del image.ImagesInAcquisition  # which would say that one more comes
+    images = steps.unannounced(images)
     first = steps.received(settings, images[:-1], tmp_path / "first")
     with steps.bench(settings.model_copy(update={"quiet_seconds": 0.001})) as at:
         worker.analyse(first.id, at)
