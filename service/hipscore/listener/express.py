@@ -55,7 +55,6 @@ class Incoming:
     """One C-STORE request with its data set: ``data`` starts with what ``head`` returned."""
 
     association: Association
-    context_id: int
     request: StoreRequest
     data: bytearray
 
@@ -248,9 +247,7 @@ class ExpressSocket(AssociationSocket):
             raise _NotOurs(start)
         data = bytearray(head)
         self._gather(data, rest, context)
-        status, comment = self._store(
-            Incoming(association=self.assoc, context_id=context, request=request, data=data)
-        )
+        status, comment = self._store(Incoming(association=self.assoc, request=request, data=data))
         answer = store_response(request, status, comment)
         item = _ITEM.pack(len(answer) + 2, context, _COMMAND | _LAST) + answer
         self.send(_PDU.pack(P_DATA_TF, len(item)) + item)

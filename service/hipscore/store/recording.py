@@ -106,20 +106,12 @@ _TOUCH_SERIES: Final = (
     .values(last_received_at=bindparam("now"))
 )
 _ADD: Final = {
-    "sqlite": {
-        kind: sqlite.insert(table).on_conflict_do_nothing().returning(column)
-        for kind, table, column in (
-            ("series", _SERIES, _SERIES.c.series_instance_uid),
-            ("instances", _INSTANCES, _INSTANCES.c.sop_instance_uid),
-        )
-    },
-    "postgresql": {
-        kind: postgresql.insert(table).on_conflict_do_nothing().returning(column)
-        for kind, table, column in (
-            ("series", _SERIES, _SERIES.c.series_instance_uid),
-            ("instances", _INSTANCES, _INSTANCES.c.sop_instance_uid),
-        )
-    },
+    (dialect, kind): insert(table).on_conflict_do_nothing().returning(column)
+    for dialect, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+    for kind, table, column in (
+        ("series", _SERIES, _SERIES.c.series_instance_uid),
+        ("instances", _INSTANCES, _INSTANCES.c.sop_instance_uid),
+    )
 }
 
 
@@ -285,7 +277,7 @@ def _insert(kind: str, rows: Sequence[Mapping[str, object]], session: Session) -
     if not rows:
         return set()
     connection = session.connection()
-    return set(connection.execute(_ADD[connection.dialect.name][kind], rows).scalars())
+    return set(connection.execute(_ADD[connection.dialect.name, kind], rows).scalars())
 
 
 def _keep_what_was_made(
