@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.valuerep import PersonName
 
 #: PS3.5 table 6.2-1, VR IS: no integer of the standard is larger
 _MAX_INTEGER = 2**31 - 1
@@ -25,7 +26,7 @@ def _values(dataset: Dataset, keyword: str) -> list[object] | None:
         return None
     if value is None or (isinstance(value, str | bytes) and not value):
         return []
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Dataset):
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Dataset | PersonName):
         return list(value)
     return [value]
 

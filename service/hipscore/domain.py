@@ -14,7 +14,8 @@ Superior (PS3.3 C.7.6.2.1.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Protocol, TypeAlias
@@ -339,22 +340,109 @@ class ArtifactKind(StrEnum):
     #: the report once more as Comprehensive SR, for peers that do not take SR
     SR_FALLBACK = "sr_comprehensive"
     OVERLAY = "overlay"
+    #: secondary captures: the summary page and each scored slice, one object each
+    SC = "sc"
+    #: the report as encapsulated PDF
+    PDF = "pdf"
+    #: the result as HL7 v2 message ORU^R01
+    ORU = "oru"
+    #: the note by which a withdrawn result is retracted (IHE RAD IOCM)
+    REJECTION = "rejection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """One built output: its bytes are final and are sent as they are, however often."""
+    """One built output: its bytes are final and are sent as they are, however often.
+
+    ``number`` tells several of a kind apart, in the order in which they are to be shown.
+    """
 
     kind: ArtifactKind
     media_type: str
     data: bytes
     sop_class_uid: str | None = None
     sop_instance_uid: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyIdentity:
+    """Whose study it is and who ordered it, as its images or the order say.
+
+    Every text is decoded; ``""`` where nothing is known. It is kept in the database for
+    worklists, reports and trends, and never written to a log, a metric, a URL or the ledger.
+
+    Parameters
+    ----------
+    patient_id, issuer_of_patient_id
+        (0010,0020), (0010,0021). Alone neither identifies anybody; see ``patient_key``.
+    patient_name
+        (0010,0010) as PS3.5 6.2.1 writes it: ``Family^Given^…=ideographic=phonetic``.
+    birth_date, study_date
+        ``YYYYMMDD`` or empty.
+    sex
+        ``M``, ``F``, ``O`` or empty.
+    study_time
+        ``HHMMSS.FFFFFF``, shortened from the right, or empty.
+    order_source
+        Where accession number, requested procedure and referring physician come from:
+        ``images``, ``worklist`` (MWL), ``pacs`` (study-root C-FIND), or empty.
+    """
+
+    patient_id: str = ""
+    issuer_of_patient_id: str = ""
+    patient_name: str = ""
+    birth_date: str = ""
+    sex: str = ""
+    study_date: str = ""
+    study_time: str = ""
+    study_id: str = ""
+    study_description: str = ""
+    accession_number: str = ""
+    requested_procedure_id: str = ""
+    requested_procedure_description: str = ""
+    referring_physician: str = ""
+    order_source: str = ""
+
+    @property
+    def patient_key(self) -> str | None:
+        """Opaque key of the patient: equal for equal issuer and ID; None without an ID."""
+        if not self.patient_id:
+            return None
+        text = f"{len(self.issuer_of_patient_id)}:{self.issuer_of_patient_id}{self.patient_id}"
+        return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierScore:
+    """An earlier result of the same patient, from our database or from a report in the PACS.
+
+    ``slices_used`` and ``model`` decide whether two results may be compared. Hips that were
+    not scored then are absent from ``hips``.
+    """
+
+    study_instance_uid: str
+    sr_instance_uid: str
+    study_date: str
+    unet_score: float
+    hips: Mapping[Side, EarlierHip]
+    model: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierHip:
+    """One hip of an :class:`EarlierScore`."""
+
+    unet_score: float
+    slices_used: int
+    mean_ratio: float | None = None
+    whole_volume_index: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a peer answered to one delivery. ``status`` is the DIMSE status, if any.
+    """What a peer answered to one delivery. ``status`` is the DIMSE or HTTP status, if any.
 
     ``unreachable``: there was no association, or no answer over it until the timeout
     (``silent``), whatever was to be sent. ``comment`` is the peer's own text and may name a

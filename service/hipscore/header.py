@@ -48,6 +48,8 @@ _WANTED: list[BaseTag | int] = [
     _FRAMES,
 ]
 
+_GROUP_PIXELS = Tag(0x7FE0, 0x0000)
+
 _MAX_INTEGER = 2**31 - 1  # PS3.5 table 6.2-1, VR IS
 
 
@@ -150,6 +152,26 @@ def read_image(data: bytes) -> Dataset:
     except Exception as error:
         msg = f"the object cannot be parsed: {type(error).__name__}"
         raise Unreadable(msg) from error
+
+
+def read_leading(data: bytes) -> Dataset:
+    """Read what stands before the pixel data of one Part 10 object, as far as it can be parsed.
+
+    Raises
+    ------
+    Unreadable
+        If not even its beginning can be parsed.
+    """
+    try:
+        return _read(data, _pixels)
+    except Exception:  # noqa: BLE001 - as in read_header: whatever the bytes provoke
+        whole = read_image(data)  # that much of it as can be parsed
+        return whole[:_GROUP_PIXELS]
+
+
+def _pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+    del vr, length
+    return bool(tag >= _GROUP_PIXELS)
 
 
 def _read(data: bytes, stop_when: Callable[[BaseTag, str | None, int], bool]) -> Dataset:

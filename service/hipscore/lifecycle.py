@@ -33,6 +33,7 @@ class SeriesEvent(StrEnum):
     CLOSE = "close"
     MATCH = "match"
     IGNORE = "ignore"
+    ORDER = "order"
 
 
 class JobState(StrEnum):
@@ -55,6 +56,7 @@ class JobEvent(StrEnum):
     POSTPONE = "postpone"
     EXPIRE = "expire"
     RETRY = "retry"
+    CANCEL = "cancel"
 
 
 class DeliveryState(StrEnum):
@@ -87,7 +89,8 @@ Event = TypeVar("Event", bound=StrEnum)
 Table: TypeAlias = Mapping[State, Mapping[Event, State]]
 
 #: An image on a closed series (a late one) opens it again: it will be closed, and
-#: analysed, once more.
+#: analysed, once more. ORDER analyses what the rules left alone: somebody asked for it, or
+#: the whole study would go without a word.
 SERIES: Table[SeriesState, SeriesEvent] = {
     SeriesState.RECEIVING: {
         SeriesEvent.IMAGE: SeriesState.RECEIVING,
@@ -99,18 +102,24 @@ SERIES: Table[SeriesState, SeriesEvent] = {
         SeriesEvent.IGNORE: SeriesState.IGNORED,
     },
     SeriesState.MATCHED: {SeriesEvent.IMAGE: SeriesState.RECEIVING},
-    SeriesState.IGNORED: {SeriesEvent.IMAGE: SeriesState.RECEIVING},
+    SeriesState.IGNORED: {
+        SeriesEvent.IMAGE: SeriesState.RECEIVING,
+        SeriesEvent.ORDER: SeriesState.MATCHED,
+    },
 }
 
 #: RETRY of a QUEUED job cuts its waiting short. A finished job has no RETRY: its
 #: artifacts carry deterministic UIDs and may already lie in a PACS, and building them
-#: again would put other bytes under the same UIDs.
+#: again would put other bytes under the same UIDs. CANCEL is somebody's wish; a worker that
+#: is at it finds its lease gone and drops its result.
 JOB: Table[JobState, JobEvent] = {
     JobState.QUEUED: {
         JobEvent.CLAIM: JobState.ANALYSING,
         JobEvent.RETRY: JobState.QUEUED,
+        JobEvent.CANCEL: JobState.FAILED,
     },
     JobState.ANALYSING: {
+        JobEvent.CANCEL: JobState.FAILED,
         JobEvent.ANALYSED: JobState.ANALYSED,
         JobEvent.NOT_SCORABLE: JobState.NOT_SCORABLE,
         JobEvent.FAIL: JobState.FAILED,
@@ -282,29 +291,6 @@ def _contiguous(instances: Sequence[ReceivedInstance]) -> bool:
     steps = np.diff(np.sort(points @ normal))
     step = float(np.median(steps))
     return step > 0 and bool(np.abs(steps - step).max() <= STEP_TOLERANCE * step)
-
-
-def match(image_types: Iterable[Sequence[str]]) -> tuple[bool, str]:
-    """Decide whether a complete series is analysed, and by which rule.
-
-    Parameters
-    ----------
-    image_types
-        Image Type (0008,0008) of every image of the series.
-
-    Returns
-    -------
-    tuple of bool and str
-        ``(False, "localizer")`` when every image is a scout (PS3.3 C.8.3.1.1.1),
-        ``(False, "no_images")`` when there is none, else ``(True, "offered_sop_class")``:
-        only MR SOP classes are offered to senders.
-    """
-    types = list(image_types)
-    if not types:
-        return False, "no_images"
-    if all("LOCALIZER" in values for values in types):
-        return False, "localizer"
-    return True, "offered_sop_class"
 
 
 def instances_digest(sop_instance_uids: Iterable[str]) -> str:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import ipaddress
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, field_validator
+from pydantic import Field, FiniteFloat, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -24,101 +22,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from hipscore.addresses import Destination, Peer, Sender, ae_title, destination, is_host_name
+
 _SOCKET_PATH_BYTES = 100
-_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 table 6.2-1, VR AE: no backslash, no controls
-_PEER = re.compile(
-    r"(?P<aet>[^@]{1,16})@(?P<host>[^@:\[\]\s/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})"
-)
-_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-
-class Peer(BaseModel):
-    """A DICOM application entity to send to, written ``AET@HOST:PORT``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    ae_title: str
-    host: str
-    port: int = Field(ge=1, le=65535)
-
-    @field_validator("ae_title")
-    @classmethod
-    def _check_title(cls, value: str) -> str:
-        return ae_title(value)
-
-    @classmethod
-    def parse(cls, text: str) -> Peer:
-        """Read ``AET@HOST:PORT`` (IPv6 in brackets).
-
-        Raises
-        ------
-        ValueError
-            If the text has another form, with the text in the message.
-        """
-        found = _PEER.fullmatch(text.strip())
-        if found is None or not 0 < int(found["port"]) < 65536:
-            msg = (
-                f"{text!r} is not a DICOM peer; write AET@HOST:PORT, for example PACS@10.0.0.5:104"
-            )
-            raise ValueError(msg)
-        title = ae_title(found["aet"])
-        return cls(ae_title=title, host=found["host"].strip("[]"), port=int(found["port"]))
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.ae_title}@{host}:{self.port}"
-
-
-class Sender(BaseModel):
-    """Who may open an association, written ``CALLING_AET@HOST``.
-
-    The title may be ``*``; the host a name, an address, or a network in CIDR notation.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    ae_title: str
-    host: str
-
-    @classmethod
-    def parse(cls, text: str) -> Sender:
-        """Read ``AET@HOST``.
-
-        Raises
-        ------
-        ValueError
-            If the text has another form, with the text in the message.
-        """
-        title, found, host = text.strip().partition("@")
-        host = host.strip("[]").lower()
-        if not found or not host or not (_is_network(host) or _HOST_NAME.fullmatch(host)):
-            msg = (
-                f"{text!r} is not a sender; write AET@HOST, for example SCANNER@10.0.0.7, "
-                "*@10.0.0.0/24 or PACS@pacs.example.org"
-            )
-            raise ValueError(msg)
-        return cls(ae_title="*" if title == "*" else ae_title(title), host=host)
-
-    def __str__(self) -> str:
-        return f"{self.ae_title}@{self.host}"
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return False
-    return True
-
-
-def ae_title(text: str) -> str:
-    """Check and trim an AE title (PS3.5 6.2). Raises ValueError naming what was wrong."""
-    title = text.strip(" ")
-    if not title or _AE_TITLE.fullmatch(title) is None:
-        msg = f"{text!r} is not an AE title; 1 to 16 printable ASCII characters without backslash"
-        raise ValueError(msg)
-    return title
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
@@ -170,14 +77,39 @@ class Settings(BaseSettings):
     http_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="names the API is reached by beside localhost, comma separated; * for any"
     )
+    http_certificate: Path | None = Field(
+        None, description="certificate chain (PEM) of the API; with http_private_key: HTTPS"
+    )
+    http_private_key: Path | None = Field(None, description="its private key (PEM)")
+    access: Literal["auto", "open", "keys"] = Field(
+        "auto",
+        description="keys: API and pages demand a key; open: nobody is asked; auto: keys unless "
+        "the API is bound to this machine alone",
+    )
+    viewer_url: str | None = Field(
+        None,
+        description="link to a study in a viewer; {study} stands for its UID, for example "
+        "https://viewer.example/viewer?StudyInstanceUIDs={study}",
+    )
     database_url: SecretStr | None = Field(
         None, description="SQLAlchemy URL; default: SQLite in the data directory"
     )
     broker_url: SecretStr | None = Field(
         None, description="Redis URL; default: embedded Redis on a socket in the data directory"
     )
-    destinations: Annotated[tuple[Peer, ...], NoDecode] = Field(
-        (), description="where SEG and SR go, AET@HOST:PORT, comma separated"
+    rules: Path | None = Field(
+        None,
+        description="TOML file: which series are scored, and which results go where; "
+        "default: fat-suppressed coronal MR of hip or pelvis, everything to every destination",
+    )
+    explain_unmatched: bool = Field(
+        default=True,
+        description="a study in which no series matches a rule gets one report that says why",
+    )
+    destinations: Annotated[tuple[Destination, ...], NoDecode] = Field(
+        (),
+        description="where results go, comma separated: AET@HOST:PORT (DICOM), https://HOST/PATH "
+        "(DICOMweb) or mllp://HOST:PORT (HL7)",
     )
     no_commitment: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -190,6 +122,20 @@ class Settings(BaseSettings):
     query_peer: Peer | None = Field(
         None,
         description="PACS asked by C-FIND how many images an open series has, AET@HOST:PORT",
+    )
+    worklist_peer: Peer | None = Field(
+        None,
+        description="modality worklist asked for orders that images do not name, AET@HOST:PORT",
+    )
+    earlier_reports: bool = Field(
+        default=True,
+        description="ask the query peer for earlier reports of the patient, for the change",
+    )
+    priority_score: FiniteFloat | None = Field(
+        None, gt=0, description="a UNet-score from here on is flagged; default: none is"
+    )
+    priority_rise: FiniteFloat | None = Field(
+        None, gt=0, description="a rise of so much since the earlier score is flagged"
     )
     senders: Annotated[tuple[Sender, ...], NoDecode] = Field(
         (),
@@ -246,7 +192,17 @@ class Settings(BaseSettings):
     def _check_title(cls, value: str) -> str:
         return ae_title(value)
 
-    @field_validator("data_dir", "bundle_dir")
+    @field_validator("viewer_url")
+    @classmethod
+    def _check_viewer(cls, value: str | None) -> str | None:
+        if value is not None and (
+            "{study}" not in value or not value.startswith(("https://", "http://", "/"))
+        ):
+            msg = f"{value!r} is no link to a study; write https://VIEWER/…?…={{study}}"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("data_dir", "bundle_dir", "rules", "http_certificate", "http_private_key")
     @classmethod
     def _from_home(cls, value: Path | None) -> Path | None:
         """Expand ``~``: no shell does it in a unit file or in TOML."""
@@ -274,7 +230,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
-            if host != "*" and _HOST_NAME.fullmatch(host) is None:
+            if host != "*" and not is_host_name(host):
                 msg = f"{host!r} is not a host name; write hip.example.org, without port or scheme"
                 raise ValueError(msg)
         return value
@@ -285,7 +241,7 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             value = [part for part in value.split(",") if part.strip()]
         if isinstance(value, list | tuple):
-            return tuple(Peer.parse(part) if isinstance(part, str) else part for part in value)
+            return tuple(destination(part) if isinstance(part, str) else part for part in value)
         return value
 
     @field_validator("senders", mode="before")
@@ -295,7 +251,7 @@ class Settings(BaseSettings):
             Sender.parse(part) if isinstance(part, str) else part for part in _parts(value)
         )
 
-    @field_validator("query_peer", mode="before")
+    @field_validator("query_peer", "worklist_peer", mode="before")
     @classmethod
     def _parse_peer(cls, value: object) -> object:
         return Peer.parse(value) if isinstance(value, str) else value
@@ -325,6 +281,11 @@ class Settings(BaseSettings):
             raise FileNotFoundError(msg)
         toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
         return (init_settings, env_settings, *toml)
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The DICOM peers among the destinations."""
+        return tuple(each for each in self.destinations if isinstance(each, Peer))
 
     @property
     def database(self) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from hipscore import phantom, pipeline, worker
+from hipscore.addresses import Peer
 from hipscore.domain import Artifact, ArtifactKind
 from hipscore.lifecycle import DeliveryState, JobState
 from hipscore.reporting import ReportContext
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import engine, jobs
 from hipscore.store.tables import ArtifactRow, Delivery

@@ -23,10 +23,11 @@ from pydicom import dcmread
 from sqlalchemy import update
 
 from hipscore import phantom, worker
+from hipscore.addresses import Peer
 from hipscore.api import ApiError, create_app, run_api
 from hipscore.domain import RESEARCH_USE, ArtifactKind
 from hipscore.lifecycle import DeliveryState
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.store import engine
 from hipscore.store.tables import ArtifactRow, Delivery, Job
 from tests import servers

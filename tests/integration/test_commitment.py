@@ -21,8 +21,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from hipscore import pacs, worker
+from hipscore.addresses import Peer
 from hipscore.lifecycle import BACKOFF_CAP_S, DeliveryState
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.store import commitment
 from hipscore.store.tables import Delivery, Event
 from tests import servers

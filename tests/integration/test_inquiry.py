@@ -17,9 +17,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from hipscore import pacs
+from hipscore.addresses import Peer
 from hipscore.header import read_header
 from hipscore.lifecycle import SeriesState
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.store import engine
 from hipscore.store.tables import Job, Series
 from hipscore.worker import inquiry

@@ -33,9 +33,10 @@ from pynetdicom import AE, dsutils
 from sqlalchemy import Engine
 
 from hipscore import listener, pacs
+from hipscore.addresses import Peer
 from hipscore.lifecycle import JobState, SeriesState
 from hipscore.reporting import uids
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import engine
 from hipscore.store.tables import Event, Instance, Job, Series

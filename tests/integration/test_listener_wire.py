@@ -24,9 +24,10 @@ from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import listener, pacs
+from hipscore.addresses import Peer
+from hipscore.keeping.recorder import Recorder
 from hipscore.lifecycle import SeriesState
-from hipscore.listener.recorder import Recorder
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import engine
 from hipscore.store.recording import Recorded, Verdict, record_all

@@ -24,7 +24,7 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 
 from hipscore import pacs
-from hipscore.settings import Peer
+from hipscore.addresses import Peer
 from tests import servers
 from tests.integration import shell_steps as steps
 

@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 from pydicom import dcmread
 
+from hipscore.addresses import Peer
 from hipscore.cli import COMMANDS, group
 from hipscore.cli.common import files_in, table
 from hipscore.cli.demo import _settings as demo_settings
 from hipscore.cli.maintain import masked
 from hipscore.cli.score import _series_in
 from hipscore.cli.supervise import environment
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from tests import stacks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hipscore.addresses import Peer, Sender
 from hipscore.listener.door import (
     CALLED_TITLE_UNKNOWN,
     CALLING_TITLE_UNKNOWN,
@@ -11,7 +12,7 @@ from hipscore.listener.door import (
     open_to_the_network,
     peers,
 )
-from hipscore.settings import Peer, Sender, Settings
+from hipscore.settings import Settings
 
 
 def settings(**more: object) -> Settings:

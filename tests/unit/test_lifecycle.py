@@ -31,25 +31,24 @@ from hipscore.lifecycle import (
     completeness,
     instances_digest,
     job_key,
-    match,
     next_state,
 )
 
 # The machines as a reader draws them: a row per state, a column per event, - for illegal.
 SERIES_CELLS = """
-            image      close     match    ignore
-RECEIVING   RECEIVING  COMPLETE  -        -
-COMPLETE    RECEIVING  -         MATCHED  IGNORED
-MATCHED     RECEIVING  -         -        -
-IGNORED     RECEIVING  -         -        -
+            image      close     match    ignore   order
+RECEIVING   RECEIVING  COMPLETE  -        -        -
+COMPLETE    RECEIVING  -         MATCHED  IGNORED  -
+MATCHED     RECEIVING  -         -        -        -
+IGNORED     RECEIVING  -         -        -        MATCHED
 """
 JOB_CELLS = """
-              claim      analysed  not_scorable  fail    postpone  expire  retry
-QUEUED        ANALYSING  -         -             -       -         -       QUEUED
-ANALYSING     -          ANALYSED  NOT_SCORABLE  FAILED  QUEUED    QUEUED  -
-ANALYSED      -          -         -             -       -         -       -
-NOT_SCORABLE  -          -         -             -       -         -       -
-FAILED        -          -         -             -       -         -       QUEUED
+              claim      analysed  not_scorable  fail    postpone  expire  retry   cancel
+QUEUED        ANALYSING  -         -             -       -         -       QUEUED  FAILED
+ANALYSING     -          ANALYSED  NOT_SCORABLE  FAILED  QUEUED    QUEUED  -       FAILED
+ANALYSED      -          -         -             -       -         -       -       -
+NOT_SCORABLE  -          -         -             -       -         -       -       -
+FAILED        -          -         -             -       -         -       QUEUED  -
 """
 DELIVERY_CELLS = """
            claim    sent  commit     refuse   exhaust    decline  postpone  expire   retry
@@ -293,27 +292,6 @@ def test_the_order_of_arrival_and_rounding_do_not_matter(order: list[int], jitte
     x, y, z = images[4].position_mm or (0.0, 0.0, 0.0)
     images[4] = replace(images[4], position_mm=(x, y + jitter, z))
     assert verdict([images[i] for i in order]) is CloseReason.CONTIGUOUS
-
-
-# --- matching ----------------------------------------------------------------------------
-
-
-def test_a_series_of_an_offered_class_is_matched() -> None:
-    assert match([("ORIGINAL", "PRIMARY", "M", "SE")] * 20) == (True, "offered_sop_class")
-    assert match([()]) == (True, "offered_sop_class")
-
-
-def test_a_scout_is_ignored() -> None:
-    assert match([("ORIGINAL", "PRIMARY", "LOCALIZER")] * 3) == (False, "localizer")
-
-
-def test_one_scout_image_does_not_hide_a_series() -> None:
-    types = [("ORIGINAL", "PRIMARY", "LOCALIZER"), ("ORIGINAL", "PRIMARY", "M")]
-    assert match(types) == (True, "offered_sop_class")
-
-
-def test_a_series_without_images_is_ignored() -> None:
-    assert match([]) == (False, "no_images")
 
 
 # --- keys --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hipscore.domain import Transient
-from hipscore.listener.room import Room
+from hipscore.keeping.room import Room
 from hipscore.spool import Spool
 
 

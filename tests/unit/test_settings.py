@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hipscore.settings import Peer, Settings, ae_title, unknown_variables
+from hipscore.addresses import Peer, ae_title
+from hipscore.settings import Settings, unknown_variables
 
 PRINTABLE = st.text(
     st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="\\@"),
@@ -224,7 +225,7 @@ def test_arguments_over_environment_over_file(file: Path, monkeypatch: pytest.Mo
         "ENVIRONMENT",
         8081,
     )
-    assert [peer.port for peer in settings.destinations] == [104, 105]
+    assert [peer.port for peer in settings.peers] == [104, 105]
 
 
 def test_destinations_of_the_file_may_be_tables(file: Path) -> None:

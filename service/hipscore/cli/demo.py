@@ -18,13 +18,14 @@ import click
 from pydicom import dcmread
 
 from hipscore import pacs
+from hipscore.addresses import Peer
 from hipscore.cli.common import load_settings, progress, start, table
 from hipscore.cli.phantom import truth, write
 from hipscore.cli.sink import sink
 from hipscore.cli.up import running
 from hipscore.domain import RESEARCH_USE, HipFindings
 from hipscore.phantom import Burden, synthesise
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 
 _FINAL = frozenset({"scored", "not_scorable", "failed"})
 _MARK = ".hipscore-demo"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from hipscore.addresses import Peer
 from hipscore.cli.common import files_in, load_settings, progress, start
-from hipscore.settings import Peer
 
 
 class PeerType(click.ParamType[Peer]):

@@ -15,7 +15,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
-from hipscore.settings import Peer
+from hipscore.addresses import Peer
 
 #: seconds after the answer to a request for storage commitment until its report
 _REPORT_AFTER = 0.05

@@ -12,7 +12,8 @@ import threading
 import time
 from typing import TypeAlias
 
-from hipscore.settings import Sender, Settings
+from hipscore.addresses import Sender
+from hipscore.settings import Settings
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,7 +37,7 @@ def open_to_the_network(settings: Settings) -> bool:
 
 def peers(settings: Settings) -> tuple[Sender, ...]:
     """Senders, and the peers we talk to ourselves: commitment is reported by them."""
-    known = [*settings.destinations, *([settings.query_peer] if settings.query_peer else [])]
+    known = [*settings.peers, *([settings.query_peer] if settings.query_peer else [])]
     return (
         *settings.senders,
         *(Sender(ae_title=peer.ae_title, host=peer.host.lower()) for peer in known),

@@ -17,8 +17,9 @@ from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr
 from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import pacs
+from hipscore.addresses import Peer
 from hipscore.listener.door import Door
-from hipscore.settings import Peer, Settings
+from hipscore.settings import Settings
 from hipscore.store import commitment
 from hipscore.store import engine as database
 

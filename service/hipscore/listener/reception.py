@@ -26,20 +26,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import lifecycle, queue
-from hipscore.domain import ModelCard, ReceivedInstance, Transient
-from hipscore.header import Unreadable, is_uid, read_header
+from hipscore.domain import ModelCard, Transient
+from hipscore.header import is_uid
+from hipscore.keeping import Bringer, Closing, Keeper, Refusal, head
+from hipscore.keeping.rules import load_rules
 from hipscore.listener.command import StoreRequest
 from hipscore.listener.door import CALLED_TITLE_UNKNOWN, Door
 from hipscore.listener.express import ExpressSocket, Incoming
-from hipscore.listener.part10 import head
-from hipscore.listener.recorder import Recorder
-from hipscore.listener.room import Room
 from hipscore.settings import Settings
-from hipscore.spool import SETTLED_S, Spool
+from hipscore.spool import Spool
 from hipscore.store import engine as database
 from hipscore.store import intake, jobs, ledger
-from hipscore.store.closing import settle
-from hipscore.store.recording import Arrival, Verdict
 
 SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1: Refused: Out of Resources
@@ -52,6 +49,11 @@ MAX_PDU = 256 * 1024
 LARGEST_PDU = 16 * MAX_PDU
 
 _MB = 1024 * 1024
+_STATUS = {
+    Refusal.NO_ROOM: OUT_OF_RESOURCES,
+    Refusal.UNREADABLE: CANNOT_UNDERSTAND,
+    Refusal.MISPLACED: MISPLACED,
+}
 
 log = logging.getLogger(__name__)
 
@@ -81,14 +83,14 @@ class Reception:
         spool: Spool,
         broker: Celery,
     ) -> None:
-        self._card = card
         self._sessions = sessions
-        self._recorder = Recorder(sessions)
-        self._spool = spool
         self._broker = broker
         self.door = Door(settings)
-        self._room = Room(spool, reserve=settings.reserve_mb * _MB)
-        self._largest = settings.max_object_mb * _MB
+        self._keeper = Keeper(settings, sessions=sessions, spool=spool)
+        self._largest = self._keeper.largest
+        self._closing = Closing(
+            card=card, rules=load_rules(settings), sessions=sessions, spool=spool
+        )
         self._visits: WeakKeyDictionary[Association, _Visit] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -236,66 +238,41 @@ class Reception:
         self, association: Association, request: StoreRequest, data: bytearray
     ) -> tuple[int, str]:
         """Return the DIMSE status and, unless it is success, what was wrong."""
-        if len(data) > self._largest:
-            return OUT_OF_RESOURCES, f"object larger than {self._largest // _MB} MB"
-        try:
-            instance = read_header(data)
-        except Unreadable as error:
-            return CANNOT_UNDERSTAND, str(error)
-        if (different := _contradiction(instance, request)) is not None:
-            return CANNOT_UNDERSTAND, different
-        return self._store(association, instance, data)
-
-    def _store(
-        self, association: Association, instance: ReceivedInstance, data: bytearray
-    ) -> tuple[int, str]:
-        """Put the bytes into the spool, then the row into the database."""
         visit = self._visit(association)
-        began = time.monotonic()
-        with self._room.taken(len(data)) as enough:
-            if not enough:
-                return OUT_OF_RESOURCES, f"less than {self._room.reserve // _MB} MB of disk left"
-            key = self._spool.put(data, sha256=instance.sha256).key
-        recorded = self._recorder.record(
-            Arrival(
-                instance=instance,
-                spool_key=key,
-                calling_aet=association.requestor.ae_title,
-                called_aet=association.acceptor.ae_title,
-                peer=association.requestor.address or "",
-                association_id=visit.id,
-            )
+        bringer = Bringer(
+            calling_aet=association.requestor.ae_title,
+            called_aet=association.acceptor.ae_title,
+            peer=association.requestor.address or "",
+            visit=visit.id,
         )
-        if time.monotonic() - began > SETTLED_S / 2:
-            # A purge may have taken the file for one that nobody records any more.
-            return OUT_OF_RESOURCES, "storing it took too long; send it again"
-        if recorded.verdict is Verdict.MISPLACED:
-            return MISPLACED, "series is known in another study"
-        if recorded.verdict is Verdict.CHANGED:
-            return MISPLACED, "known with other content, which was purged"
-        if recorded.verdict is Verdict.CONFLICT:
+        announced = (request.sop_class_uid, request.sop_instance_uid)
+        kept = self._keeper.keep(data, bringer, announced=announced)
+        if kept.refusal is not None or kept.series_id is None:
+            return _STATUS[kept.refusal or Refusal.NO_ROOM], kept.text
+        if kept.conflict:
             log.warning(
                 "SOP instance %s came again from %s with other content; the first is kept",
-                instance.sop_instance_uid,
+                request.sop_instance_uid,
                 _caller(association),
             )
-        visit.images.setdefault(recorded.series_id, set()).add(instance.sop_instance_uid)
+        visit.images.setdefault(kept.series_id, set()).add(request.sop_instance_uid)
         return SUCCESS, ""
 
     def _close(self, series_id: int, images: set[str]) -> None:
         """Close the series if these images, all of one association, prove it complete."""
+        since = datetime.now(UTC)
         with database.transaction(self._sessions) as session:
             arrived = intake.evidence(series_id, session=session)
             # An image that came again counts: a sender that was cut off sends all of them.
             once = all(each.sop_instance_uid in images for each in arrived)
             reason = lifecycle.completeness(arrived, released=True, one_association=once)
-            if reason is None:
-                return
-            job = settle(series_id, reason, card=self._card, now=datetime.now(UTC), session=session)
-            job_id = None if job is None else job.id
-        if job_id is not None and queue.enqueue_analyse(self._broker, job_id):
+        if reason is None:
+            return
+        # an image since then belongs to no proof
+        job = self._closing.close(series_id, reason, quiet_before=since)
+        if job is not None and queue.enqueue_analyse(self._broker, job.id):
             with database.transaction(self._sessions) as session:
-                jobs.enqueued([job_id], now=datetime.now(UTC), session=session)
+                jobs.enqueued([job.id], now=datetime.now(UTC), session=session)
 
     def _cut_off(self, association: Association) -> None:
         log.error(
@@ -313,15 +290,6 @@ class Reception:
     def _forget(self, association: Association) -> _Visit | None:
         with self._lock:
             return self._visits.pop(association, None)
-
-
-def _contradiction(instance: ReceivedInstance, request: StoreRequest) -> str | None:
-    """What the data set says of itself and the command says otherwise."""
-    if instance.sop_instance_uid != request.sop_instance_uid:
-        return "SOP Instance UID differs from the command's"
-    if instance.sop_class_uid != request.sop_class_uid:
-        return "SOP Class UID differs from the command's"
-    return None
 
 
 def _head(association: Association, context_id: int, request: StoreRequest) -> bytes | None:

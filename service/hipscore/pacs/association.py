@@ -14,8 +14,8 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
+from hipscore.addresses import Peer
 from hipscore.domain import Outcome
-from hipscore.settings import Peer
 
 # pynetdicom has no per-call switch for this: it would format every PDU for its own log, which
 # costs more than the transfer.

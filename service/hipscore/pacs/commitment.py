@@ -26,6 +26,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
+from hipscore.addresses import Peer
 from hipscore.domain import Outcome
 from hipscore.pacs.association import (
     DEFAULT_TIMEOUTS,
@@ -36,7 +37,6 @@ from hipscore.pacs.association import (
     leave,
     meaning_of,
 )
-from hipscore.settings import Peer
 
 #: Action Type ID of PS3.4 table J.3-1, Event Type IDs of table J.3-2
 REQUEST = 1

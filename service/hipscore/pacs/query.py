@@ -12,9 +12,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
 )
 
+from hipscore.addresses import Peer
 from hipscore.domain import Outcome
 from hipscore.pacs.association import DEFAULT_TIMEOUTS, Timeouts, associate, drop, leave
-from hipscore.settings import Peer
 
 _MODEL = StudyRootQueryRetrieveInformationModelFind
 #: statuses of a match that is followed by others, PS3.4 table C.4-1

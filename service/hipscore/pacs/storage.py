@@ -24,9 +24,9 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from hipscore.addresses import Peer
 from hipscore.domain import Outcome
 from hipscore.pacs.association import DEFAULT_TIMEOUTS, Timeouts, ask, associate, drop, judge, leave
-from hipscore.settings import Peer
 
 # pynetdicom has no per-call switch for this: send_c_store(path) puts the encoded data set of
 # a file on the wire without decoding it.

@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from hipscore.domain import EarlierScore, StudyIdentity
+
 __all__ = ["ReportContext", "SopReference"]
+
+
+UNKNOWN = StudyIdentity()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,13 @@ class ReportContext:
         Name of this installation, for example its AE title.
     institution_name
         Where it runs; left out when empty.
+    identity
+        Whose study it is, with the order where that had to be looked up; fills what the
+        images leave empty (accession number, requested procedure, referring physician).
+    earlier
+        Earlier results of the patient, newest first.
+    priority_score, priority_rise
+        Limits of the priority flag; None: not flagged for that.
 
     Raises
     ------
@@ -59,6 +71,10 @@ class ReportContext:
     device_serial: str = "1"
     device_name: str = "HIPSCORE"
     institution_name: str = ""
+    identity: StudyIdentity = UNKNOWN
+    earlier: tuple[EarlierScore, ...] = ()
+    priority_score: float | None = None
+    priority_rise: float | None = None
 
     def __post_init__(self) -> None:
         if not self.job_key:

@@ -1,4 +1,4 @@
-"""Closing a series: close, match and open its job, in the caller's one transaction."""
+"""Settling a closed series: match it and open its job, in the caller's one transaction."""
 
 from __future__ import annotations
 
@@ -6,35 +6,31 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from hipscore import lifecycle
 from hipscore.domain import ModelCard
+from hipscore.routing import Decision
 from hipscore.store import intake
 from hipscore.store.tables import Job
 
 
 def settle(
-    series_id: int,
-    reason: lifecycle.CloseReason,
-    *,
-    card: ModelCard,
-    now: datetime,
-    session: Session,
-    quiet_before: datetime | None = None,
+    series_id: int, decision: Decision, *, card: ModelCard, now: datetime, session: Session
 ) -> Job | None:
-    """Close the series on ``reason`` and, if it matches, open its job for this bundle.
+    """Move a COMPLETE series on and, if it matches, open its job for this bundle.
 
     Returns
     -------
     Job or None
-        None when the series was closed already, has got an image since ``quiet_before``,
-        or is ignored (a scout).
+        None when the series is ignored.
     """
-    if not intake.close(series_id, reason, now=now, session=session, quiet_before=quiet_before):
-        return None
-    arrived = intake.evidence(series_id, session=session)
-    matched, rule = lifecycle.match(image.image_type for image in arrived)
-    intake.match(series_id, matched=matched, rule=rule, now=now, session=session)
-    if not matched:
+    intake.match(
+        series_id,
+        matched=decision.matched,
+        rule=decision.rule,
+        why=decision.explanation,
+        now=now,
+        session=session,
+    )
+    if not decision.matched:
         return None
     return intake.open_job(
         series_id,

@@ -6,7 +6,9 @@ a crash between them leaves the series open and the reaper does all three again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
@@ -21,7 +23,7 @@ from hipscore.lifecycle import (
     instances_digest,
     job_key,
 )
-from hipscore.store import ledger
+from hipscore.store import ledger, summary
 from hipscore.store.instances import RECEIVED, received
 from hipscore.store.moves import advance, load
 from hipscore.store.tables import Instance, Job, JobInstance, Series
@@ -82,8 +84,47 @@ def evidence(series_id: int, *, session: Session) -> tuple[ReceivedInstance, ...
     return tuple(received(row, series) for row in session.execute(query))
 
 
-def match(series_id: int, *, matched: bool, rule: str, now: datetime, session: Session) -> bool:
+class StoredBytes(NamedTuple):
+    """Where the bytes of one image are."""
+
+    spool_key: str
+    sha256: str
+
+
+def first_image(series_id: int, *, session: Session) -> StoredBytes | None:
+    """The image of the series that arrived first among those whose bytes are here."""
+    query = (
+        select(Instance.spool_key, Instance.sha256)
+        .where(Instance.series_id == series_id, Instance.purged_at.is_(None))
+        .order_by(Instance.id)
+        .limit(1)
+    )
+    row = session.execute(query).one_or_none()
+    return None if row is None else StoredBytes(*row)
+
+
+def origin(series_id: int, *, session: Session) -> dict[str, str]:
+    """How its first image came, as :class:`hipscore.routing.Came` takes it."""
+    series = load(Series, series_id, session=session)
+    return {
+        "calling_aet": series.calling_aet,
+        "called_aet": series.called_aet,
+        "peer": series.peer,
+    }
+
+
+def match(
+    series_id: int,
+    *,
+    matched: bool,
+    rule: str,
+    why: Sequence[str] = (),
+    now: datetime,
+    session: Session,
+) -> bool:
     """COMPLETE → MATCHED or IGNORED by ``rule``; False when another was faster.
+
+    ``why`` are the lines of the ledger that explain it: no values of the images in them.
 
     Raises
     ------
@@ -97,7 +138,7 @@ def match(series_id: int, *, matched: bool, rule: str, now: datetime, session: S
         SeriesEvent.MATCH if matched else SeriesEvent.IGNORE,
         subject=ledger.Subject(series_id=series_id),
         values={"match_rule": rule},
-        detail={"rule": rule},
+        detail={"rule": rule, **({"why": list(why)} if why else {})},
         now=now,
         session=session,
     )
@@ -167,6 +208,7 @@ def open_job(
         now=now,
         session=session,
     )
+    summary.refresh(series_id, now=now, session=session)
     return job
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import JOB, DeliveryState, IllegalMove, JobEvent, JobState
+from hipscore.routing import DICOM_RESULTS
 from hipscore.store import ledger
 from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
 from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance, Job, JobInstance
@@ -31,6 +32,7 @@ class StoredArtifact:
     size: int
     sop_class_uid: str | None = None
     sop_instance_uid: str | None = None
+    number: int = 0
 
 
 class StoredImage(NamedTuple):
@@ -125,6 +127,11 @@ def predecessor(job_id: int, *, session: Session) -> ArtifactRow | None:
     return None
 
 
+def _dicom_results(destination: str, kind: ArtifactKind) -> bool:
+    del destination
+    return kind in DICOM_RESULTS
+
+
 def finish(
     job_id: int,
     *,
@@ -134,14 +141,15 @@ def finish(
     artifacts: Sequence[StoredArtifact],
     destinations: Sequence[str],
     timings: Mapping[str, float],
+    travels: Callable[[str, ArtifactKind], bool] = _dicom_results,
     now: datetime,
     session: Session,
 ) -> list[int]:
     """ANALYSING → ANALYSED or NOT_SCORABLE, with everything that belongs to it.
 
     Stores the result (``reporting/result.schema.json``; its reason code goes to
-    ``reason_code``), the artifacts, and one PENDING delivery per DICOM artifact and
-    destination. The fallback of the report travels with the report.
+    ``reason_code``), the artifacts, and one PENDING delivery per artifact and destination
+    that it ``travels`` to. The fallback of the report travels with the report.
 
     Returns
     -------
@@ -180,8 +188,8 @@ def finish(
     return [
         _open_delivery(job, row, destination, now=now, session=session)
         for row in rows
-        if row.sop_class_uid is not None and row.kind is not ArtifactKind.SR_FALLBACK
         for destination in dict.fromkeys(destinations)
+        if row.kind is not ArtifactKind.SR_FALLBACK and travels(destination, row.kind)
     ]
 
 
@@ -405,6 +413,7 @@ def _artifact_row(job_id: int, artifact: StoredArtifact, now: datetime) -> Artif
     return ArtifactRow(
         job_id=job_id,
         kind=artifact.kind,
+        number=artifact.number,
         media_type=artifact.media_type,
         spool_key=artifact.spool_key,
         sha256=artifact.sha256,

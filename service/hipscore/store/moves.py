@@ -11,7 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from hipscore.lifecycle import Table, next_state
-from hipscore.store import ledger
+from hipscore.store import ledger, summary
 from hipscore.store.tables import Delivery, Job, Series
 
 Row = TypeVar("Row", Series, Job, Delivery)
@@ -115,4 +115,6 @@ def advance(
         now=now,
         session=session,
     )
+    if isinstance(row, Job):
+        summary.refresh(row.series_id, now=now, session=session)
     return True

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
+from hipscore.store.summary import rank
 from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, Series
 
 
@@ -85,15 +86,6 @@ class Counts:
         """Jobs that wait for a worker."""
         return self.jobs[JobState.QUEUED]
 
-
-#: which of several series speaks for the study: the first kind that there is
-_PREFERENCE = {
-    JobState.ANALYSED: 0,
-    JobState.QUEUED: 1,
-    JobState.ANALYSING: 1,
-    JobState.NOT_SCORABLE: 2,
-    JobState.FAILED: 3,
-}
 
 #: the destination does not have it
 _UNDELIVERED = (
@@ -304,7 +296,7 @@ def counts(*, session: Session) -> Counts:
 
 
 def _speaking(details: Iterable[JobDetail]) -> JobDetail | None:
-    return min(details, key=lambda d: (_PREFERENCE[d.job.state], -d.job.id), default=None)
+    return min(details, key=lambda detail: rank(detail.job), default=None)
 
 
 def _jobs_of_studies(

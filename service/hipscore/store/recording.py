@@ -22,7 +22,7 @@ from hipscore.lifecycle import SERIES, SeriesEvent, SeriesState
 from hipscore.store import ledger, retention
 from hipscore.store.instances import columns
 from hipscore.store.moves import advance, load
-from hipscore.store.tables import Instance, Series
+from hipscore.store.tables import Instance, Series, Study
 
 
 class Verdict(StrEnum):
@@ -105,6 +105,7 @@ _TOUCH_SERIES: Final = (
     )
     .values(last_received_at=bindparam("now"))
 )
+_STUDIES: Final = cast("Table", Study.__table__)
 _ADD: Final = {
     (dialect, kind): insert(table).on_conflict_do_nothing().returning(column)
     for dialect, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
@@ -112,6 +113,18 @@ _ADD: Final = {
         ("series", _SERIES, _SERIES.c.series_instance_uid),
         ("instances", _INSTANCES, _INSTANCES.c.sop_instance_uid),
     )
+}
+
+
+_ADD_STUDY: Final = {
+    dialect: (made := insert(_STUDIES)).on_conflict_do_update(
+        index_elements=["study_instance_uid"],
+        set_={
+            "newest_series_id": made.excluded.newest_series_id,
+            "updated_at": made.excluded.updated_at,
+        },
+    )
+    for dialect, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
 }
 
 
@@ -294,6 +307,7 @@ def _keep_what_was_made(
         if uid not in used:
             session.connection().execute(delete(_SERIES).where(_SERIES.c.id == homes[uid].id))
             continue
+        _show(homes[uid], now, session)
         ledger.append(
             ledger.Subject(series_id=homes[uid].id),
             "open",
@@ -306,6 +320,19 @@ def _keep_what_was_made(
             now=now,
             session=session,
         )
+
+
+def _show(home: _Home, now: datetime, session: Session) -> None:
+    """Give the study of a new series its line in the worklist, or bring the line to its top."""
+    connection = session.connection()
+    connection.execute(
+        _ADD_STUDY[connection.dialect.name],
+        {
+            "study_instance_uid": home.study_instance_uid,
+            "newest_series_id": home.id,
+            "updated_at": now,
+        },
+    )
 
 
 def _open_again(

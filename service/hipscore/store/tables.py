@@ -1,7 +1,8 @@
 """The tables of the database that is the truth about every series, job and delivery.
 
-Rows carry UIDs, digests, states and times; never a name or another identifier of a
-patient. There are no ORM relationships on purpose: nothing loads lazily behind the
+Rows carry UIDs, digests, states and times. A name or another identifier of a patient stands
+in ``studies`` and in the attributes of work items, and nowhere else: not in the ledger, not
+in the audit log. There are no ORM relationships on purpose: nothing loads lazily behind the
 caller's back.
 """
 
@@ -13,9 +14,11 @@ from typing import Any, ClassVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     DateTime,
     Dialect,
     Enum,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -113,6 +116,62 @@ class Series(Base):
     closed_at: Mapped[datetime | None]
 
 
+class Study(Base):
+    """One study as worklists show it: whose it is, who ordered it, and what came of it.
+
+    The first part is :class:`hipscore.domain.StudyIdentity`, taken from the images when the
+    first series closes. The second is the state of the job that speaks for the study, kept by
+    :mod:`hipscore.store.summary` in the transaction of every move, so that a page of the
+    worklist is one indexed read.
+
+    ``status`` is that of the result JSON, or None while nothing is to be scored.
+    ``priority`` is the flag of :func:`hipscore.change.flag`; ``priority_reason`` its sentence.
+    """
+
+    __tablename__ = "studies"
+    __table_args__ = (
+        Index(None, "newest_series_id"),
+        Index(None, "status", "newest_series_id"),
+        Index(None, "score", "newest_series_id"),
+        Index(None, "priority", "newest_series_id"),
+        Index(None, "patient_key", "study_date"),
+        Index(None, "accession_number"),
+        Index(None, "patient_id"),
+        Index(None, "study_date"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(Uid, unique=True)
+    newest_series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+
+    patient_key: Mapped[str | None] = mapped_column(String(40))
+    patient_id: Mapped[str] = mapped_column(String(64), default="")
+    issuer_of_patient_id: Mapped[str] = mapped_column(String(64), default="")
+    patient_name: Mapped[str] = mapped_column(String(324), default="")
+    birth_date: Mapped[str] = mapped_column(String(8), default="")
+    sex: Mapped[str] = mapped_column(String(16), default="")
+    study_date: Mapped[str] = mapped_column(String(8), default="")
+    study_time: Mapped[str] = mapped_column(String(16), default="")
+    study_id: Mapped[str] = mapped_column(String(16), default="")
+    study_description: Mapped[str] = mapped_column(String(64), default="")
+    accession_number: Mapped[str] = mapped_column(String(16), default="")
+    requested_procedure_id: Mapped[str] = mapped_column(String(16), default="")
+    requested_procedure_description: Mapped[str] = mapped_column(String(64), default="")
+    referring_physician: Mapped[str] = mapped_column(String(324), default="")
+    order_source: Mapped[str] = mapped_column(String(16), default="")
+
+    status: Mapped[str | None] = mapped_column(String(16))
+    reason_code: Mapped[str | None] = mapped_column(String(64))
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    score: Mapped[float | None] = mapped_column(Float)
+    score_right: Mapped[float | None] = mapped_column(Float)
+    score_left: Mapped[float | None] = mapped_column(Float)
+    priority: Mapped[bool] = mapped_column(Boolean, default=False)
+    priority_reason: Mapped[str] = mapped_column(String(255), default="")
+    updated_at: Mapped[datetime]
+
+
 class Instance(Base):
     """One SOP instance, exactly as first received; its bytes may be purged, its row stays."""
 
@@ -147,8 +206,9 @@ class Job(Base):
     """The analysis of a fixed set of images of one series by one model bundle.
 
     ``key`` is :func:`hipscore.lifecycle.job_key`; ``supersedes_id`` the previous job of
-    the series. ``lease`` and ``lease_until`` are set while a worker holds it;
-    ``enqueued_at`` is when a broker message was last sent for it.
+    the series. ``withdrawn_at`` is when an operator retracted its result. ``lease`` and
+    ``lease_until`` are set while a worker holds it; ``enqueued_at`` is when a broker message
+    was last sent for it.
     """
 
     __tablename__ = "jobs"
@@ -181,6 +241,7 @@ class Job(Base):
     timings: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
+    withdrawn_at: Mapped[datetime | None]
 
 
 class JobInstance(Base):
@@ -194,11 +255,14 @@ class JobInstance(Base):
 
 
 class ArtifactRow(Base):
-    """One built output of a job; its bytes lie in the spool under ``spool_key``."""
+    """One built output of a job; its bytes lie in the spool under ``spool_key``.
+
+    ``number`` tells several of a kind apart (secondary captures).
+    """
 
     __tablename__ = "artifacts"
     __table_args__ = (
-        UniqueConstraint("job_id", "kind"),
+        UniqueConstraint("job_id", "kind", "number"),
         Index(None, "spool_key"),
         _AUTOINCREMENT,
     )
@@ -215,6 +279,7 @@ class ArtifactRow(Base):
             values_callable=lambda kinds: [kind.value for kind in kinds],
         )
     )
+    number: Mapped[int] = mapped_column(default=0, server_default="0")
     media_type: Mapped[str] = mapped_column(String(64))
     spool_key: Mapped[str] = mapped_column(String(128))
     sha256: Mapped[str] = mapped_column(Sha256)
@@ -226,10 +291,11 @@ class ArtifactRow(Base):
 
 
 class Delivery(Base):
-    """One artifact on its way to one destination (``AET@HOST:PORT``).
+    """One artifact on its way to one destination (:func:`hipscore.addresses.destination`).
 
-    ``status`` is the last DIMSE status (PS3.7 annex C), or None when the peer was not
-    reached. ``form_id`` is the artifact whose bytes went: the report or its fallback.
+    ``status`` is the last DIMSE status (PS3.7 annex C) or HTTP status, or None when the peer
+    was not reached or speaks HL7. ``form_id`` is the artifact whose bytes went: the report or
+    its fallback.
 
     Storage commitment (PS3.4 J) of a SENT delivery: ``commit_at`` is when to ask for it
     next, None when it is not wanted or not any more; ``commit_attempts`` how often it was
@@ -280,4 +346,139 @@ class Event(Base):
     what: Mapped[str] = mapped_column(String(64))
     from_state: Mapped[str | None] = mapped_column(String(16))
     to_state: Mapped[str | None] = mapped_column(String(16))
+    detail: Mapped[dict[str, Any]]
+
+
+class EarlierReport(Base):
+    """What a report of ours that lies in the PACS says of an earlier study of a patient.
+
+    ``content`` is :class:`hipscore.domain.EarlierScore` as JSON.
+    """
+
+    __tablename__ = "earlier_reports"
+    __table_args__ = (Index(None, "patient_key", "study_date"), _AUTOINCREMENT)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(Uid, unique=True)
+    study_instance_uid: Mapped[str] = mapped_column(Uid)
+    patient_key: Mapped[str] = mapped_column(String(40))
+    study_date: Mapped[str] = mapped_column(String(8))
+    content: Mapped[dict[str, Any]]
+    received_at: Mapped[datetime]
+
+
+class WorkItem(Base):
+    """One Unified Procedure Step (PS3.4 CC, PS3.18 11).
+
+    ``attributes`` is the whole data set in the DICOM JSON model (PS3.18 F); ``state`` is
+    Procedure Step State (0074,1000). ``job_id`` is set while the item is an analysis of
+    ours; ``label`` and ``priority`` repeat what is searched for.
+    """
+
+    __tablename__ = "workitems"
+    __table_args__ = (
+        Index(None, "state", "id"),
+        Index(None, "job_id"),
+        Index(None, "study_instance_uid"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(Uid, unique=True)
+    state: Mapped[str] = mapped_column(String(16))
+    transaction_uid: Mapped[str | None] = mapped_column(Uid)
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+    study_instance_uid: Mapped[str | None] = mapped_column(Uid)
+    label: Mapped[str] = mapped_column(String(64), default="")
+    priority: Mapped[str] = mapped_column(String(16), default="MEDIUM")
+    attributes: Mapped[dict[str, Any]]
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class WorkItemEvent(Base):
+    """One event report of a work item (PS3.4 CC.2.4), in the order in which they are sent."""
+
+    __tablename__ = "workitem_events"
+    __table_args__ = (Index(None, "workitem_uid", "id"), _AUTOINCREMENT)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime]
+    workitem_uid: Mapped[str] = mapped_column(Uid)
+    event_type: Mapped[int]
+    body: Mapped[dict[str, Any]]
+
+
+class Subscription(Base):
+    """Who hears of a work item, or of all (``workitem_uid`` of PS3.4 CC.2.3.1 well-known UIDs).
+
+    ``sent_id`` is the last event that was delivered over the subscriber's web-socket.
+    """
+
+    __tablename__ = "subscriptions"
+    __table_args__ = (UniqueConstraint("subscriber", "workitem_uid"), _AUTOINCREMENT)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    subscriber: Mapped[str] = mapped_column(Aet)
+    workitem_uid: Mapped[str] = mapped_column(Uid)
+    deletion_lock: Mapped[bool] = mapped_column(Boolean, default=False)
+    filter: Mapped[dict[str, Any] | None]
+    sent_id: Mapped[int] = mapped_column(BigInteger, default=0)
+    created_at: Mapped[datetime]
+
+
+class AccessKey(Base):
+    """A key for the API and the pages. Only its SHA-256 is kept: it has 256 random bits.
+
+    ``role`` is ``viewer``, ``operator`` or ``admin``.
+    """
+
+    __tablename__ = "access_keys"
+    __table_args__ = (_AUTOINCREMENT,)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    sha256: Mapped[str] = mapped_column(Sha256, unique=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class AccessSession(Base):
+    """A browser that logged in with a key; ``sha256`` is that of its cookie."""
+
+    __tablename__ = "access_sessions"
+    __table_args__ = (Index(None, "expires_at"), _AUTOINCREMENT)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    sha256: Mapped[str] = mapped_column(Sha256, unique=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("access_keys.id"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class AuditEvent(Base):
+    """Who looked at what, and who did what. Rows are only ever added.
+
+    ``who`` is the name of a key, ``local`` where access is open, or ``command line``.
+    ``action`` is a verb, ``study_instance_uid`` what it was about.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index(None, "study_instance_uid", "id"),
+        Index(None, "who", "id"),
+        _AUTOINCREMENT,
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    at: Mapped[datetime]
+    who: Mapped[str] = mapped_column(String(64))
+    role: Mapped[str] = mapped_column(String(16))
+    action: Mapped[str] = mapped_column(String(64))
+    study_instance_uid: Mapped[str | None] = mapped_column(Uid)
+    address: Mapped[str] = mapped_column(String(64), default="")
     detail: Mapped[dict[str, Any]]

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from hipscore import __version__, lifecycle, pipeline
+from hipscore import __version__, lifecycle, pipeline, routing
 from hipscore.domain import Artifact, ModelCard, Segmenter, Transient
 from hipscore.header import read_header, read_image
 from hipscore.lease import token
@@ -75,6 +75,7 @@ def _perform(
     with watch.stage("read"), database.transaction(at.sessions) as session:
         retention.require_images(job.id, session=session)
         sources = jobs.instances(job.id, session=session)
+        series = session.get_one(Series, job.series_id)
         earlier = jobs.predecessor(job.id, session=session)
     with stage("read"):
         images = [read_image(at.spool.read(each.spool_key, each.sha256)) for each in sources]
@@ -108,6 +109,9 @@ def _perform(
             result=result,
             artifacts=stored,
             destinations=[str(peer) for peer in at.settings.destinations],
+            travels=lambda destination, kind: routing.travels(
+                at.rules, series.match_rule, destination, kind
+            ),
             timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
             now=now_utc(),
             session=session,
@@ -164,6 +168,7 @@ def _spooled(artifact: Artifact, spool: Spool) -> StoredArtifact:
     stored = spool.put(artifact.data)
     return StoredArtifact(
         kind=artifact.kind,
+        number=artifact.number,
         media_type=artifact.media_type,
         spool_key=stored.key,
         sha256=stored.sha256,

@@ -15,6 +15,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import queue
 from hipscore.domain import ModelCard, Segmenter, Transient
+from hipscore.keeping import Closing
+from hipscore.keeping.rules import load_rules
+from hipscore.routing import Rules
 from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import deliveries, jobs
@@ -38,7 +41,15 @@ class Bench:
     broker: Celery
     segmenter: Segmenter | None = None
     card: ModelCard | None = None
+    rules: Rules = field(default_factory=lambda: Rules(artifacts={}))
     memory: Memory = field(default_factory=Memory)
+
+    def closing(self) -> Closing:
+        """What closes series. Raises RuntimeError without a ``card``."""
+        if self.card is None:
+            msg = "closing a series needs the card of the bundle that jobs are opened for"
+            raise RuntimeError(msg)
+        return Closing(card=self.card, rules=self.rules, sessions=self.sessions, spool=self.spool)
 
 
 def bench(
@@ -58,6 +69,7 @@ def bench(
         broker=queue.publisher(settings.broker),
         segmenter=segmenter,
         card=card if card is not None or segmenter is None else segmenter.card,
+        rules=load_rules(settings),
     )
 
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 
 from hipscore import pacs
+from hipscore.addresses import Peer
+from hipscore.addresses import destination as parse
 from hipscore.domain import Outcome, Transient
-from hipscore.settings import Peer
 from hipscore.store import commitment
 from hipscore.store import engine as database
 from hipscore.store.commitment import Transaction
@@ -21,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def wanted(destination: str, at: Bench) -> bool:
-    """Whether this destination (``AET@HOST:PORT``) is asked for storage commitment."""
-    spared = at.settings.no_commitment
-    return "*" not in spared and Peer.parse(destination).ae_title not in spared
+    """Whether this destination is asked for storage commitment: only DICOM peers can be."""
+    peer, spared = parse(destination), at.settings.no_commitment
+    return isinstance(peer, Peer) and "*" not in spared and peer.ae_title not in spared
 
 
 def commit(delivery_id: int, at: Bench) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from hipscore import lifecycle, pacs
+from hipscore.addresses import Peer
 from hipscore.domain import Outcome, Transient
 from hipscore.lease import token
-from hipscore.settings import Peer
 from hipscore.store import deliveries
 from hipscore.store import engine as database
 from hipscore.store.moves import LeaseLost, NotFound

@@ -9,12 +9,11 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 
 from hipscore import pacs
-from hipscore.domain import ModelCard, Transient
+from hipscore.addresses import Peer
+from hipscore.domain import Transient
 from hipscore.lifecycle import CloseReason
-from hipscore.settings import Peer
 from hipscore.store import engine as database
 from hipscore.store import intake
-from hipscore.store.closing import settle
 from hipscore.worker.bench import Bench, announce_jobs, describe, now_utc, trace
 
 #: a series is asked about when it got no image for so long
@@ -45,8 +44,8 @@ def inquire(at: Bench) -> None:
 
     Each is asked about when it is silent for a second, then after 2, 4, 8 … 60 s.
     """
-    peer, card = at.settings.query_peer, at.card
-    if peer is None or card is None:
+    peer = at.settings.query_peer
+    if peer is None or at.card is None:
         return
     with database.transaction(at.sessions) as session:
         silent = intake.quiet(before=now_utc() - SILENT, limit=BATCH, session=session)
@@ -56,11 +55,11 @@ def inquire(at: Bench) -> None:
         if not asked.over(series_id):
             continue
         asked.grow(series_id)
-        if not _inquire(series_id, peer, card, at):
+        if not _inquire(series_id, peer, at):
             return  # the others would wait for the same timeout
 
 
-def _inquire(series_id: int, peer: Peer, card: ModelCard, at: Bench) -> bool:
+def _inquire(series_id: int, peer: Peer, at: Bench) -> bool:
     """Ask about one series, and close it if the numbers agree. Whether the peer answered."""
     since = now_utc()
     with database.transaction(at.sessions) as session:
@@ -79,15 +78,8 @@ def _inquire(series_id: int, peer: Peer, card: ModelCard, at: Bench) -> bool:
         return False
     if theirs != len(arrived):
         return True
-    with database.transaction(at.sessions) as session:
-        job = settle(
-            series_id,
-            CloseReason.PEER_COUNT,
-            card=card,
-            quiet_before=since,  # an image since then belongs to no count
-            now=now_utc(),
-            session=session,
-        )
+    # an image since then belongs to no count
+    job = at.closing().close(series_id, CloseReason.PEER_COUNT, quiet_before=since)
     if job is not None:
         announce_jobs([job.id], at)
     return True

@@ -15,7 +15,6 @@ from hipscore.lease import holder_died
 from hipscore.lifecycle import CloseReason
 from hipscore.store import clock, commitment, deliveries, intake, jobs
 from hipscore.store import engine as database
-from hipscore.store.closing import settle
 from hipscore.worker.bench import (
     Bench,
     announce_commitments,
@@ -108,9 +107,7 @@ def _close_quiet(at: Bench) -> None:
     One that cannot be closed is left alone for a growing while, so that many of them
     leave room for the rest.
     """
-    if at.card is None:
-        msg = "the reaper needs the card of the bundle that jobs are opened for"
-        raise RuntimeError(msg)
+    closing = at.closing()
     before = now_utc() - timedelta(seconds=at.settings.quiet_seconds)
     stuck = at.memory.stuck
     with database.transaction(at.sessions) as session:
@@ -119,15 +116,7 @@ def _close_quiet(at: Bench) -> None:
     refused = 0
     for series_id in filter(stuck.over, silent):
         try:
-            with database.transaction(at.sessions) as session:
-                settle(
-                    series_id,
-                    CloseReason.QUIET_PERIOD,
-                    card=at.card,
-                    quiet_before=before,
-                    now=now_utc(),
-                    session=session,
-                )
+            closing.close(series_id, CloseReason.QUIET_PERIOD, quiet_before=before)
         except Transient as error:
             # One row may be locked; a database that refuses them all is not asked for all.
             log.warning("series %d stays open for now: %s", series_id, describe(error))
