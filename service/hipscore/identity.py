@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 from pydicom.dataset import Dataset
 
@@ -20,6 +21,12 @@ def identity(image: Dataset) -> StudyIdentity:
     What is longer than its value representation allows (PS3.5 table 6.2-1) is cut, what has
     another form is left out. Text is decoded by Specific Character Set (0008,0005).
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, about what is judged here; it quotes values
+        return _identity(image)
+
+
+def _identity(image: Dataset) -> StudyIdentity:
     request = first_item(image, "RequestAttributesSequence")
     accession = _line(image, "AccessionNumber", 16) or _line(request, "AccessionNumber", 16)
     procedure = _line(request, "RequestedProcedureID", 16)
