@@ -9,13 +9,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-CORE := artefacts domain header hips identity lifecycle phantom/* pipeline quality reporting/* routing scoring series
+CORE := anatomy artefacts change conditions domain elements header hips identity lifecycle phantom/* pipeline procedure/* quality reporting/* routing scoring series
 COMMA := ,
 EMPTY :=
 CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(subst /*,/*,$(CORE))))
 
 PURE := tests/unit tests/contract tests/models
-SUITES := $(PURE) tests/integration tests/e2e tests/fuzz
+SUITES := $(PURE) tests/integration tests/pages tests/e2e tests/fuzz
 
 .PHONY: help
 help: ## this list
@@ -25,6 +25,10 @@ help: ## this list
 demo: $(VENV)/.run ## score a synthetic study through the whole service and show where the results lie
 	@$(BIN)/hipscore demo
 
+.PHONY: viewer
+viewer: setup-system $(VENV)/.dev ## a small hospital here: Orthanc, hipscore with two scored studies, and OHIF to look at them
+	@$(BIN)/python scripts/viewer.py
+
 .PHONY: setup
 setup: $(VENV)/.run ## create .venv with the locked runtime and hipscore itself
 
@@ -32,7 +36,7 @@ setup: $(VENV)/.run ## create .venv with the locked runtime and hipscore itself
 setup-dev: $(VENV)/.dev ## the same with the tools for development
 
 .PHONY: setup-system
-setup-system: ## install the real parts the tests run against (apt: Orthanc, dcmtk, dicom3tools, PostgreSQL)
+setup-system: ## install the real parts the tests run against (apt: Orthanc, dcmtk, dicom3tools, PostgreSQL, Chromium)
 	@scripts/setup-system.sh
 
 .PHONY: setup-train
@@ -78,6 +82,18 @@ bench-intake: setup-system $(VENV)/.dev ## images per second beside Orthanc and 
 bench-latency: setup-system $(VENV)/.dev ## from the last image to the report in Orthanc, stage by stage
 	@$(BIN)/python -m benchmarks.latency
 
+.PHONY: bench-pages
+bench-pages: setup-system $(VENV)/.dev ## first byte of worklist, study page and score with 100,000 analyses in PostgreSQL
+	@$(BIN)/python -m benchmarks.pages
+
+.PHONY: screenshots
+screenshots: setup-system $(VENV)/.dev ## pictures of SEG, secondary captures and PDF in OHIF, into build/screenshots
+	@$(BIN)/python scripts/viewer.py --port 3001 --http-port 8081 --screenshots build/screenshots
+
+.PHONY: docs
+docs: $(VENV)/.dev ## write docs/conformance.md from the tables of the code
+	@$(BIN)/python scripts/conformance.py
+
 .PHONY: fuzz
 fuzz: setup-system $(VENV)/.dev ## 20,000 mutated objects against listener and analysis; a table, minutes
 	@$(BIN)/python -m tests.fuzz
@@ -87,11 +103,12 @@ soak: setup-system $(VENV)/.dev ## 50,000 images through every process; memory m
 	@$(BIN)/python -m tests.fuzz.soak
 
 .PHONY: lint
-lint: $(VENV)/.dev ## ruff, formatting, mypy --strict, import contracts
+lint: $(VENV)/.dev ## ruff, formatting, mypy --strict, import contracts, docs that follow the code
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@PYTHONPATH=service:models $(BIN)/lint-imports
+	@$(BIN)/python scripts/conformance.py --check
 
 .PHONY: format
 format: $(VENV)/.dev ## let ruff fix what it can
@@ -108,7 +125,7 @@ wheel: $(VENV)/.run ## build the wheel into dist/
 
 .PHONY: clean
 clean: ## remove .venv and everything built
-	@rm -rf $(VENV) build dist hipscore-demo htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) build dist hipscore-demo hipscore-viewer htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@scripts/venv.sh $(VENV)

@@ -12,6 +12,12 @@ declare -A package_of=(
     [postgres]=postgresql
 )
 
+# Found by a file where they bring no program of their own.
+declare -A file_of=(
+    [orthanc-dicomweb]=/usr/share/orthanc/plugins/libOrthancDicomWeb.so
+    [chromium]=/usr/bin/chromium
+)
+
 installed() {
     command -v "$1" >/dev/null && return
     compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null # Debian keeps these off PATH
@@ -22,6 +28,10 @@ missing() {
     for program in "${!package_of[@]}"; do
         installed "$program" || printf '%s\n' "${package_of[$program]}"
     done | sort -u
+    local package
+    for package in "${!file_of[@]}"; do
+        [[ -e ${file_of[$package]} ]] || printf '%s\n' "$package"
+    done | sort
 }
 
 mapfile -t packages < <(missing)

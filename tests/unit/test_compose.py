@@ -20,6 +20,7 @@ from hipscore.worker.process import node
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+VIEWER = yaml.safe_load((ROOT / "deploy" / "docker-compose.viewer.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: body for name, body in SERVICES.items() if body["image"].startswith("hipscore:")}
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
@@ -168,10 +169,12 @@ def test_the_time_zone_of_the_reports_is_that_of_the_operator() -> None:
         assert OURS[name]["environment"]["TZ"] == "${TZ:-UTC}", name
 
 
-def test_only_the_listener_and_the_delivery_worker_speak_dicom_to_the_pacs() -> None:
+def test_who_speaks_dicom_to_the_pacs_is_in_its_network() -> None:
     assert {name for name, body in SERVICES.items() if "dicom" in body["networks"]} == {
         "listener",
+        "worker",  # orders and earlier reports
         "delivery",
+        "beat",  # how many images a series has
         "pacs",
     }
 
@@ -198,22 +201,25 @@ def test_our_containers_run_without_privileges_on_a_read_only_root() -> None:
 
 
 def test_volumes_and_networks_are_declared_and_used() -> None:
+    bodies = [*SERVICES.values(), *VIEWER["services"].values()]
     mounted = {
-        volume.partition(":")[0] for body in SERVICES.values() for volume in body.get("volumes", [])
+        _fill(volume).partition(":")[0] for body in bodies for volume in body.get("volumes", [])
     }
     assert {name for name in mounted if not name.startswith(".")} == set(COMPOSE["volumes"])
-    assert all((ROOT / name).is_file() for name in mounted if name.startswith("."))
+    assert all((ROOT / name).exists() for name in mounted if name.startswith("."))
     joined = {network for body in SERVICES.values() for network in body["networks"]}
     assert joined == set(COMPOSE["networks"])
 
 
 def test_every_variable_of_compose_is_explained_in_the_example() -> None:
-    used = {found["name"] for text in _strings(COMPOSE) for found in VARIABLE.finditer(text)}
+    texts = [*_strings(COMPOSE), *_strings(VIEWER)]
+    used = {found["name"] for text in texts for found in VARIABLE.finditer(text)}
     assert used == set(EXAMPLE)
 
 
 def test_no_secret_is_committed() -> None:
-    assert not any(value for name, value in EXAMPLE.items() if name.endswith("_PASSWORD"))
+    secrets = ("_PASSWORD", "_BASIC")
+    assert not any(value for name, value in EXAMPLE.items() if name.endswith(secrets))
     assert {name for name in EXAMPLE if name.endswith("_PASSWORD")} == {
         "POSTGRES_PASSWORD",
         "ORTHANC_PASSWORD",
@@ -230,6 +236,16 @@ def test_the_gpu_override_changes_the_worker_only_and_names_a_lock_that_exists()
     )
     assert names == ["onnxruntime-gpu"]
     assert override["services"]["worker"]["image"] != SERVICES["worker"]["image"]
+
+
+def test_the_viewer_override_has_the_viewer_that_was_tried_behind_one_origin() -> None:
+    assert VIEWER["services"]["viewer"]["image"] == "ohif/app:v3.13.2"
+    assert "3.13.2" in (ROOT / "scripts" / "viewer.py").read_text()
+    proxy = (ROOT / "deploy" / "ohif" / "nginx.conf.template").read_text()
+    config = (ROOT / "deploy" / "ohif" / "app-config.js").read_text()
+    assert "location /dicom-web/" in proxy
+    assert "qidoRoot: '/dicom-web'" in config
+    assert VIEWER["services"]["viewer"]["ports"] == ["${HTTP_BIND:-127.0.0.1}:3000:80"]
 
 
 def test_the_image_is_built_from_what_is_in_its_context_and_runs_as_nobody_special() -> None:
