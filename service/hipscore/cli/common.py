@@ -46,6 +46,16 @@ def load_settings(**overrides: object) -> Settings:
     return settings
 
 
+def ready_rules(settings: Settings) -> None:
+    """End the command with one line unless the rules file, if there is one, can be read."""
+    from hipscore.keeping.rules import RulesError, load_rules
+
+    try:
+        load_rules(settings)
+    except RulesError as error:
+        raise click.ClickException(str(error)) from error
+
+
 @contextmanager
 def ready_database(settings: Settings) -> Iterator[Engine]:
     """A connection to the database; ends with one line unless it has this version's schema.
@@ -56,7 +66,7 @@ def ready_database(settings: Settings) -> Iterator[Engine]:
 
     from hipscore.store import engine as database
 
-    missing = _missing_file(settings.database)
+    missing = missing_database(settings)
     if missing is not None:
         msg = f"there is no database {missing} yet; run: hipscore db upgrade"
         raise click.ClickException(msg)
@@ -79,13 +89,13 @@ def ready_database(settings: Settings) -> Iterator[Engine]:
         engine.dispose()
 
 
-def _missing_file(url: str) -> str | None:
+def missing_database(settings: Settings) -> str | None:
     """Path of the SQLite database if it does not exist; connecting would make an empty one."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        parsed = make_url(url)
+        parsed = make_url(settings.database)
     except ArgumentError:
         return None  # connect() says what is wrong with it
     path = parsed.database
