@@ -13,6 +13,8 @@ import time
 from typing import TypeAlias
 
 from hipscore.addresses import Sender
+from hipscore.keeping.rules import load_rules
+from hipscore.keeping.rules import peers as destination_peers
 from hipscore.settings import Settings
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -37,7 +39,8 @@ def open_to_the_network(settings: Settings) -> bool:
 
 def peers(settings: Settings) -> tuple[Sender, ...]:
     """Senders, and the peers we talk to ourselves: commitment is reported by them."""
-    known = [*settings.peers, *([settings.query_peer] if settings.query_peer else [])]
+    ours = destination_peers(settings, load_rules(settings))
+    known = [*ours, *([settings.query_peer] if settings.query_peer else [])]
     return (
         *settings.senders,
         *(Sender(ae_title=peer.ae_title, host=peer.host.lower()) for peer in known),

@@ -6,11 +6,8 @@ import logging
 import socket
 import threading
 import time
-import traceback
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -25,23 +22,32 @@ from pynetdicom.pdu_primitives import A_ABORT
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from hipscore import lifecycle, queue
 from hipscore.domain import ModelCard, Transient
 from hipscore.header import is_uid
-from hipscore.keeping import Bringer, Closing, Keeper, Refusal, head
+from hipscore.keeping import (
+    Bringer,
+    Closing,
+    Keeper,
+    Refusal,
+    head,
+    visit_broken,
+    visit_ended,
+)
 from hipscore.keeping.rules import load_rules
+from hipscore.keeping.visits import where
 from hipscore.listener.command import StoreRequest
+from hipscore.listener.documents import Documents
 from hipscore.listener.door import CALLED_TITLE_UNKNOWN, Door
 from hipscore.listener.express import ExpressSocket, Incoming
+from hipscore.listener.statuses import (
+    CANNOT_UNDERSTAND,
+    MISPLACED,
+    OUT_OF_RESOURCES,
+    SUCCESS,
+)
+from hipscore.reporting.earlier import SOP_CLASSES as REPORTS
 from hipscore.settings import Settings
 from hipscore.spool import Spool
-from hipscore.store import engine as database
-from hipscore.store import intake, jobs, ledger
-
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1: Refused: Out of Resources
-CANNOT_UNDERSTAND = 0xC210  # PS3.4 table B.2-1: Error: Cannot understand, 0xC000-0xCFFF
-MISPLACED = 0xC211  # likewise: it contradicts what is known of its study, or of itself
 
 #: largest P-DATA-TF PDU we ask for, bytes; larger ones bring nothing
 MAX_PDU = 256 * 1024
@@ -86,6 +92,7 @@ class Reception:
         self._sessions = sessions
         self._broker = broker
         self.door = Door(settings)
+        self.documents = Documents(settings, sessions, self.door)
         self._keeper = Keeper(settings, sessions=sessions, spool=spool)
         self._largest = self._keeper.largest
         self._closing = Closing(
@@ -178,13 +185,13 @@ class Reception:
     def _answer(
         self, association: Association, request: StoreRequest, data: bytearray
     ) -> tuple[int, str]:
-        """Keep one image; success only after spool and database have it (PS3.4 B.2.3)."""
+        """Keep one object; success only after spool and database have it (PS3.4 B.2.3)."""
         try:
             status, comment = self._keep(association, request, data)
         except (SQLAlchemyError, Transient, OSError) as error:
             status, comment = OUT_OF_RESOURCES, f"cannot be stored now: {type(error).__name__}"
         except Exception as error:  # noqa: BLE001 - a defect must not look like success
-            log.error("C-STORE from %s failed: %s", _caller(association), _where(error))  # noqa: TRY400
+            log.error("C-STORE from %s failed: %s", _caller(association), where(error))  # noqa: TRY400
             status, comment = OUT_OF_RESOURCES, "internal error"
         if status != SUCCESS:
             log.warning(
@@ -202,13 +209,9 @@ class Reception:
         if visit is None or not visit.images:
             return
         log.info("%s released the association after %d images", _caller(event.assoc), visit.count())
-        for series_id, images in visit.images.items():
-            try:
-                self._close(series_id, images)
-            except (SQLAlchemyError, Transient) as error:
-                log.warning("series %d stays open until it is quiet: %s", series_id, _where(error))
-            except Exception as error:  # noqa: BLE001 - the reaper repeats this; the thread ends here
-                log.error("closing series %d failed: %s", series_id, _where(error))  # noqa: TRY400
+        visit_ended(
+            visit.images, closing=self._closing, sessions=self._sessions, broker=self._broker
+        )
 
     def on_abort(self, event: Event) -> None:
         """Nothing is proven by a broken association; the quiet period decides."""
@@ -219,29 +222,18 @@ class Reception:
                 _caller(event.assoc),
                 visit.count(),
             )
-            self._note_abort(visit)
-
-    def _note_abort(self, visit: _Visit) -> None:
-        """The ledger shall tell why a series stops in its middle. Costs nobody an answer."""
-        try:
-            with database.transaction(self._sessions) as session:
-                for series_id, images in sorted(visit.images.items()):
-                    subject = ledger.Subject(series_id=series_id)
-                    detail = {"images": len(images)}
-                    ledger.append(
-                        subject, "abort", detail=detail, now=datetime.now(UTC), session=session
-                    )
-        except (SQLAlchemyError, Transient) as error:
-            log.warning("a broken association is not in the ledger: %s", _where(error))
+            visit_broken(visit.images, sessions=self._sessions)
 
     def _keep(
         self, association: Association, request: StoreRequest, data: bytearray
     ) -> tuple[int, str]:
         """Return the DIMSE status and, unless it is success, what was wrong."""
+        if request.sop_class_uid in REPORTS:
+            return self.documents.take(association, request, data)
         visit = self._visit(association)
         bringer = Bringer(
             calling_aet=association.requestor.ae_title,
-            called_aet=association.acceptor.ae_title,
+            called_aet=_called(association),
             peer=association.requestor.address or "",
             visit=visit.id,
         )
@@ -257,22 +249,6 @@ class Reception:
             )
         visit.images.setdefault(kept.series_id, set()).add(request.sop_instance_uid)
         return SUCCESS, ""
-
-    def _close(self, series_id: int, images: set[str]) -> None:
-        """Close the series if these images, all of one association, prove it complete."""
-        since = datetime.now(UTC)
-        with database.transaction(self._sessions) as session:
-            arrived = intake.evidence(series_id, session=session)
-            # An image that came again counts: a sender that was cut off sends all of them.
-            once = all(each.sop_instance_uid in images for each in arrived)
-            reason = lifecycle.completeness(arrived, released=True, one_association=once)
-        if reason is None:
-            return
-        # an image since then belongs to no proof
-        job = self._closing.close(series_id, reason, quiet_before=since)
-        if job is not None and queue.enqueue_analyse(self._broker, job.id):
-            with database.transaction(self._sessions) as session:
-                jobs.enqueued([job.id], now=datetime.now(UTC), session=session)
 
     def _cut_off(self, association: Association) -> None:
         log.error(
@@ -321,15 +297,12 @@ def _let_go(event: Event) -> None:
         event.assoc.dul.to_user_queue.put(cast("A_ABORT", None))
 
 
+def _called(association: Association) -> str:
+    """The title it asked for, which is ours or one of HIPSCORE_CALLED_AE_TITLES."""
+    request = association.requestor.primitive
+    called = association.acceptor.ae_title if request is None else request.called_ae_title
+    return called.strip()
+
+
 def _caller(association: Association) -> str:
     return f"{association.requestor.ae_title}@{association.requestor.address}"
-
-
-def _where(error: BaseException) -> str:
-    """Name an error by its class and the line that raised it.
-
-    Its text, and so logging.exception, is left out: it may quote an element of the data set.
-    """
-    frame = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f" at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
-    return f"{type(error).__name__}{place}"

@@ -12,60 +12,21 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
-from pydicom.uid import (
-    JPEG2000,
-    UID,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import UID
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    EnhancedMRImageStorage,
-    LegacyConvertedEnhancedMRImageStorage,
-    MRImageStorage,
-    Verification,
-)
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from hipscore import inference, queue
 from hipscore.domain import ModelCard
+from hipscore.keeping import SOP_CLASSES, transfer_syntaxes
 from hipscore.listener.door import open_to_the_network, peers
 from hipscore.listener.events import Reports
 from hipscore.listener.reception import MAX_PDU, Reception
 from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import engine as database
-
-SOP_CLASSES = (MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
-
-# In order of preference where a sender proposes several in one context.
-_UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
-_COMPRESSED = (
-    JPEGLosslessSV1,
-    JPEGLossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-    RLELossless,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSNearLossless,
-    JPEG2000,
-)
 
 ACSE_TIMEOUT = 15.0
 #: connections, associations or not, beyond this many per association that is served are closed
@@ -82,14 +43,6 @@ log = logging.getLogger(__name__)
 
 class ListenerError(Exception):
     """The listener cannot start; the message says why and what to do."""
-
-
-def transfer_syntaxes() -> list[UID]:
-    """Return every transfer syntax we accept: uncompressed, and compressed with a decoder here.
-
-    Deflated Explicit VR is left out: its header cannot be read without inflating it all.
-    """
-    return [*_UNCOMPRESSED, *(uid for uid in _COMPRESSED if get_decoder(uid).is_available)]
 
 
 def serve(
@@ -216,10 +169,11 @@ def _start(settings: Settings, reception: Reception, reports: Reports) -> _Serve
     entity.acse_timeout = ACSE_TIMEOUT
     entity.network_timeout = settings.idle_seconds
     entity.dimse_timeout = settings.idle_seconds
-    syntaxes = transfer_syntaxes()
+    syntaxes: list[str | UID] = list(transfer_syntaxes())
     for sop_class in SOP_CLASSES:
         entity.add_supported_context(sop_class, syntaxes)
     entity.add_supported_context(Verification)
+    reception.documents.offer(entity)
     reports.offer(entity)
     try:
         made = entity.make_server(

@@ -1,7 +1,7 @@
-"""Talking to DICOM peers: sending, asking for storage commitment, counting by query.
+"""Talking to DICOM peers: sending, asking for storage commitment, for orders, for reports.
 
 Every function makes one association, asks, and comes back with an
-:class:`hipscore.domain.Outcome` or a count; no peer makes it raise.
+:class:`hipscore.domain.Outcome` or what it asked for; no peer makes it raise.
 """
 
 from __future__ import annotations
@@ -14,17 +14,24 @@ from hipscore.pacs.commitment import (
     request_commitment,
     take_report,
 )
+from hipscore.pacs.earlier import Arrived, Brought, bring_reports
+from hipscore.pacs.orders import order_from_pacs, order_from_worklist
 from hipscore.pacs.query import count_images
 from hipscore.pacs.storage import echo, send, send_files, send_one_of
 
 __all__ = [
     "DEFAULT_TIMEOUTS",
+    "Arrived",
+    "Brought",
     "Failure",
     "Reference",
     "Report",
     "Timeouts",
+    "bring_reports",
     "count_images",
     "echo",
+    "order_from_pacs",
+    "order_from_worklist",
     "request_commitment",
     "send",
     "send_files",

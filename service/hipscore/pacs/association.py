@@ -12,6 +12,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from hipscore.addresses import Peer
@@ -23,6 +24,8 @@ _config.LOG_HANDLER_LEVEL = "none"
 
 #: failures that say nothing about the object: processing failure, resource limitation
 _PASSING = frozenset({0x0110, 0x0213})
+#: refused: SOP class not supported
+_CLASS_NOT_SUPPORTED = 0x0122
 #: PS3.7 annex C, and the warnings of PS3.4 table B.2-1
 _MEANINGS = {
     0x0106: "invalid attribute value",
@@ -64,8 +67,13 @@ def associate(
     calling_aet: str,
     timeouts: Timeouts,
     handlers: list[evt.EventHandlerType] | None = None,
+    *,
+    roles: list[SCP_SCU_RoleSelectionNegotiation] | None = None,
 ) -> Association | Outcome:
-    """An association on which at least one of the contexts is accepted, or why there is none."""
+    """An association on which at least one of the contexts is accepted, or why there is none.
+
+    ``roles``: SOP classes of which we are the provider on it (PS3.7 D.3.3.4).
+    """
     entity = AE(ae_title=calling_aet)
     entity.connection_timeout = timeouts.connection
     entity.acse_timeout = timeouts.acse
@@ -78,6 +86,7 @@ def associate(
             contexts=contexts,
             ae_title=peer.ae_title,
             max_pdu=0,
+            ext_neg=list(roles or []),
             evt_handlers=[(evt.EVT_CONN_OPEN, _without_delay), *(handlers or [])],
         )
     except OSError as error:  # the name of the host cannot be resolved
@@ -88,7 +97,7 @@ def associate(
         # None was accepted (else it would be established): asking again changes nothing.
         names = {UID(str(each.abstract_syntax)).name for each in association.rejected_contexts}
         text = f"{peer} does not accept {', '.join(sorted(names))}"
-        return Outcome(delivered=False, retry=False, status=None, text=text)
+        return Outcome(delivered=False, retry=False, status=None, text=text, unsupported=True)
     if association.is_rejected:
         answer = association.acceptor.primitive
         reason = answer.reason_str if answer is not None else "no reason given"
@@ -138,7 +147,14 @@ def judge(peer: Peer, status: int, comment: str = "") -> Outcome:
         verdict = f"refused with 0x{status:04X}"
     meaning = meaning_of(status)
     text = f"{peer} {verdict}" + (f" ({meaning})" if meaning else "")
-    return Outcome(delivered=delivered, retry=retry, status=status, text=text, comment=comment)
+    return Outcome(
+        delivered=delivered,
+        retry=retry,
+        status=status,
+        text=text,
+        unsupported=status == _CLASS_NOT_SUPPORTED,
+        comment=comment,
+    )
 
 
 def meaning_of(status: int) -> str:

@@ -25,7 +25,7 @@ _LARGEST = 10_000
 log = logging.getLogger(__name__)
 
 
-class _Failed(Exception):
+class QueryFailed(Exception):
     """The peer did not answer the query to its end."""
 
 
@@ -88,20 +88,39 @@ def _query(level: str, study_uid: str, series_uid: str) -> Dataset:
     return query
 
 
-def _matches(association: Association, query: Dataset, timeouts: Timeouts) -> list[Dataset]:
-    """Every match of the series. Raises _Failed if the peer fails or does not come to an end."""
-    until = time.monotonic() + timeouts.dimse
+def find(
+    association: Association,
+    query: Dataset,
+    *,
+    model: str = _MODEL,
+    seconds: float,
+    most: int = _LARGEST,
+) -> list[Dataset]:
+    """Every match of a C-FIND (PS3.4 C.4.1), as the peer wrote it.
+
+    Raises
+    ------
+    QueryFailed
+        If the peer fails, has more matches than ``most``, or does not come to an end in time.
+    """
+    until = time.monotonic() + seconds
     matches: list[Dataset] = []
-    for status, match in association.send_c_find(query, _MODEL):
+    for status, match in association.send_c_find(query, model):
         code = status.get("Status")
         if code == 0x0000:
             break
         if code not in _PENDING or match is None or time.monotonic() > until:
             msg = f"C-FIND ended with {code}"
-            raise _Failed(msg)
-        if match.get("SeriesInstanceUID", query.SeriesInstanceUID) == query.SeriesInstanceUID:
-            matches.append(match)
-        if len(matches) > _LARGEST:
-            msg = f"more than {_LARGEST} matches"
-            raise _Failed(msg)
+            raise QueryFailed(msg)
+        matches.append(match)
+        if len(matches) > most:
+            msg = f"more than {most} matches"
+            raise QueryFailed(msg)
     return matches
+
+
+def _matches(association: Association, query: Dataset, timeouts: Timeouts) -> list[Dataset]:
+    """Every match of the series."""
+    uid = query.SeriesInstanceUID
+    found = find(association, query, seconds=timeouts.dimse)
+    return [match for match in found if match.get("SeriesInstanceUID", uid) == uid]

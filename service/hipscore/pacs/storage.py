@@ -247,7 +247,7 @@ def _store(
     syntax = _syntax(header, _accepted(association))
     if syntax is None:
         text = f"{peer} does not accept {header.class_name} in {header.syntax_name}"
-        return Outcome(delivered=False, retry=False, status=None, text=text)
+        return Outcome(delivered=False, retry=False, status=None, text=text, unsupported=True)
     as_stored = syntax == header.transfer_syntax
     request = partial(
         association.send_c_store,

@@ -13,9 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from hipscore import __version__, lifecycle, pipeline, routing
 from hipscore.domain import Artifact, ModelCard, Segmenter, Transient
 from hipscore.header import read_header, read_image
+from hipscore.keeping.rules import destinations
 from hipscore.lease import token
 from hipscore.lifecycle import JobState
-from hipscore.reporting import ReportContext, SopReference, uids
+from hipscore.reporting import ReportContext, SopReference, assessed, uids
 from hipscore.reporting.result import result_json
 from hipscore.spool import Spool
 from hipscore.store import engine as database
@@ -25,6 +26,7 @@ from hipscore.store.jobs import StoredArtifact
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import ArtifactRow, Job, Series
 from hipscore.telemetry import Stopwatch
+from hipscore.worker import orders
 from hipscore.worker.bench import (
     Bench,
     announce_deliveries,
@@ -80,16 +82,30 @@ def _perform(
     with stage("read"):
         images = [read_image(at.spool.read(each.spool_key, each.sha256)) for each in sources]
         predecessor = None if earlier is None else _reference(earlier, at)
+    options = pipeline.Options(min_head_area_mm2=at.settings.min_head_area_mm2)
+    with orders.asking(job, series, images, at) as background:
+        analysis = pipeline.analyse(images, segmenter, options=options, stage=stage)
+        with stage("orders"):
+            known = background()
     context = ReportContext(
         job_key=job.key,
         created_at=now_utc().astimezone(),  # DICOM times are local (PS3.5 6.2)
         software_version=__version__,
         predecessor=predecessor,
         device_name=at.settings.ae_title,
+        identity=known.identity,
+        earlier=known.earlier,
+        priority_score=at.settings.priority_score,
+        priority_rise=at.settings.priority_rise,
     )
-    options = pipeline.Options(min_head_area_mm2=at.settings.min_head_area_mm2)
-    analysis = pipeline.analyse(images, segmenter, options=options, stage=stage)
-    artifacts = pipeline.report(analysis, segmenter.card, context=context, stage=stage)
+    receivers = [str(each) for each in destinations(at.settings, at.rules)]
+    artifacts = pipeline.report(
+        analysis,
+        segmenter.card,
+        context=context,
+        kinds=routing.built(at.rules, receivers),
+        stage=stage,
+    )
     result = result_json(
         study_uid=str(images[0].StudyInstanceUID),
         series_uid=str(images[0].SeriesInstanceUID),
@@ -98,6 +114,7 @@ def _perform(
         card=segmenter.card,
         created_at=context.created_at,
         supersedes=None if predecessor is None else predecessor.sop_instance_uid,
+        assessment=assessed(analysis.findings, segmenter.card, context),
     )
     with stage("store"):
         stored = [_spooled(artifact, at.spool) for artifact in artifacts]
@@ -108,9 +125,9 @@ def _perform(
             state=JobState.ANALYSED if analysis.findings.scored else JobState.NOT_SCORABLE,
             result=result,
             artifacts=stored,
-            destinations=[str(peer) for peer in at.settings.destinations],
+            destinations=receivers,
             travels=lambda destination, kind: routing.travels(
-                at.rules, series.match_rule, destination, kind
+                at.rules, series.match_rule, destination, kind, came=_came(series)
             ),
             timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
             now=now_utc(),
@@ -118,6 +135,12 @@ def _perform(
         )
     reason = analysis.findings.reason
     return ids, "scored" if reason is None else f"not scorable ({reason.code})"
+
+
+def _came(series: Series) -> routing.Came:
+    return routing.Came(
+        calling_aet=series.calling_aet, called_aet=series.called_aet, peer=series.peer
+    )
 
 
 def _renewing(job: Job, lease: str, watch: Stopwatch, at: Bench) -> pipeline.Stage:

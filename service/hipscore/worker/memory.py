@@ -7,6 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
+#: studies remembered at once
+_MOST = 10_000
+
 
 @dataclass(slots=True, kw_only=True)
 class Pauses:
@@ -30,6 +33,11 @@ class Pauses:
         self._length[row_id] = length
         self._until[row_id] = time.monotonic() + length
 
+    def forget(self, row_id: int) -> None:
+        """Pause no longer for this row."""
+        self._length.pop(row_id, None)
+        self._until.pop(row_id, None)
+
     def keep(self, row_ids: Collection[int]) -> None:
         """Forget all other rows."""
         for row_id in set(self._length) - set(row_ids):
@@ -38,15 +46,24 @@ class Pauses:
 
 @dataclass(slots=True, kw_only=True)
 class Memory:
-    """What the reaper and the inquirer remember.
+    """What the reaper, the inquirer and the analyses remember.
 
     ``seen``: the latest time the clock showed. ``stuck``: series that could not be closed.
-    ``asked``: series the PACS was asked about.
+    ``asked``: series the PACS was asked about. ``silent``: peers that did not answer beside an
+    analysis. ``ordered``: studies whose order was found.
     """
 
     seen: datetime | None = None
     stuck: Pauses = field(default_factory=lambda: Pauses(first=10.0, longest=600.0))
     asked: Pauses = field(default_factory=lambda: Pauses(first=2.0, longest=60.0))
+    silent: Pauses = field(default_factory=lambda: Pauses(first=10.0, longest=60.0))
+    ordered: set[str] = field(default_factory=set)
+
+    def remember_order(self, study_instance_uid: str) -> None:
+        """The order of this study is known; it is not asked for again."""
+        if len(self.ordered) >= _MOST:
+            self.ordered.clear()
+        self.ordered.add(study_instance_uid)
 
     def went_back(self, now: datetime) -> bool:
         """Whether the clock shows an earlier time than it did before."""
