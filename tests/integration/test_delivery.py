@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from pydicom.uid import (
+    UID,
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
+    EncapsulatedPDFStorage,
     ExplicitVRLittleEndian,
+    MRImageStorage,
+    SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
@@ -19,10 +26,15 @@ from pynetdicom import AE, evt
 from hipscore import pacs, worker
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState
+from hipscore.routing import Receiver
 from hipscore.settings import Settings
+from hipscore.store import account, deliveries, outbox, retention, why
 from hipscore.store.tables import ArtifactRow, Delivery, Event
 from tests import servers
+from tests.hl7_receiver import receiving
+from tests.integration import kinds_steps as kinds
 from tests.integration import shell_steps as steps
+from tests.integration import store_steps
 from tests.integration.delivery_steps import (
     artifacts,
     deliver_all,
@@ -32,6 +44,10 @@ from tests.integration.delivery_steps import (
     states,
     wake,
 )
+
+#: address of a peer, and the SOP classes of what it got
+Taker: TypeAlias = tuple[str, list[str]]
+PICTURES = (SecondaryCaptureImageStorage, EncapsulatedPDFStorage)
 
 
 @steps.sqlite_only
@@ -144,13 +160,162 @@ def test_a_peer_without_comprehensive_3d_sr_gets_the_comprehensive_sr(settings: 
     assert sent == ["seg", "sr_comprehensive"]
 
 
+@contextlib.contextmanager
+def taking(*sop_classes: UID | str, meeting: threading.Barrier | None = None) -> Iterator[Taker]:
+    """A peer that accepts these SOP classes and nothing else.
+
+    With ``meeting``, it answers requests for an association only when so many have come.
+    """
+    got: list[str] = []
+
+    def keep(event: evt.Event) -> int:
+        got.append(str(event.request.AffectedSOPClassUID))
+        return 0x0000
+
+    def wait(event: evt.Event) -> None:
+        del event
+        if meeting is not None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(10)
+
+    entity = AE(ae_title="TAKES")
+    for sop_class in sop_classes:
+        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+    handlers: list[Any] = [(evt.EVT_C_STORE, keep), (evt.EVT_REQUESTED, wait)]
+    server = entity.start_server((servers.LOOPBACK, 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        yield f"TAKES@{servers.LOOPBACK}:{server.server_address[1]}", got
+    finally:
+        server.shutdown()
+
+
 @steps.sqlite_only
 def test_a_peer_that_takes_no_reports_refuses_for_good(settings: Settings) -> None:
-    own = f"HIPSCORE@127.0.0.1:{settings.dicom_port}"  # takes MR images only
-    with scored(sent_to(settings, own)) as at, steps.listening(settings):
+    with taking(MRImageStorage) as (peer, _), scored(sent_to(settings, peer)) as at:
         done = deliver_all(at, settings)
     assert [row.state for row in done] == [DeliveryState.REFUSED] * 2
     assert "does not accept Comprehensive 3D SR Storage" in (done[1].error or "")
+
+
+def test_a_peer_that_is_auto_and_takes_no_seg_or_sr_gets_pictures_instead(
+    settings: Settings,
+) -> None:
+    with taking(*PICTURES) as (peer, got):
+        auto = Receiver(address=peer, auto=True)
+        with kinds.scored(kinds.going_to(settings, peer, no_commitment=("*",)), auto) as at:
+            done = kinds.deliver_all(at)
+            for row in done[:2]:  # an operator tries again: nothing is opened twice
+                with at.sessions.begin() as session:
+                    deliveries.retry(row.id, now=datetime.now(UTC), session=session)
+            done = kinds.deliver_all(at)
+            carried = kinds.kinds(at, done)
+            with at.sessions() as session:
+                assert outbox.undelivered(session=session) == []
+                (told,) = account.find(store_steps.STUDY, session=session).accounts
+                around = account.surroundings(
+                    quiet_seconds=30, now=datetime.now(UTC), session=session
+                )
+            verdict = why.explain(told, around)
+    assert carried == [
+        ArtifactKind.SEG,
+        ArtifactKind.SR,
+        ArtifactKind.SC,
+        ArtifactKind.SC,
+        ArtifactKind.PDF,
+    ]
+    assert [row.state for row in done] == [DeliveryState.REFUSED] * 2 + [DeliveryState.SENT] * 3
+    assert sorted(got) == sorted([PICTURES[0], PICTURES[0], PICTURES[1]])
+    opened = [
+        event.detail
+        for event in steps.rows(settings, Event)
+        if event.what == "open" and event.detail.get("instead_of")
+    ]
+    assert len(opened) == 3
+    assert {each["why"] for each in opened} == {
+        "the destination takes no objects of that SOP class"
+    }
+    said = " ".join(verdict.sentences)
+    assert "secondary captures and PDF go there instead" in said
+    assert not any("retry" in each for each in verdict.what_next)
+
+
+def test_seg_and_sr_that_are_refused_at_the_same_time_are_replaced_once(
+    settings: Settings,
+) -> None:
+    with taking(*PICTURES, meeting=threading.Barrier(2)) as (peer, _):
+        auto = Receiver(address=peer, auto=True)
+        with kinds.scored(kinds.going_to(settings, peer), auto) as at:
+            first = [row.id for row in kinds.deliveries(at)]
+            store_steps.at_once([partial(worker.deliver, each, at) for each in first])
+            rows = kinds.deliveries(at)
+    assert [row.state for row in rows[:2]] == [DeliveryState.REFUSED] * 2
+    assert [row.state for row in rows[2:]] == [DeliveryState.PENDING] * 3
+
+
+@steps.sqlite_only
+def test_a_peer_that_is_auto_and_takes_seg_and_sr_gets_nothing_else(settings: Settings) -> None:
+    with taking(SegmentationStorage, ComprehensiveSRStorage, *PICTURES) as (peer, got):
+        auto = Receiver(address=peer, auto=True)
+        with kinds.scored(kinds.going_to(settings, peer), auto) as at:
+            done = kinds.deliver_all(at)
+    assert [row.state for row in done] == [DeliveryState.SENT] * 2
+    assert got == [SegmentationStorage, ComprehensiveSRStorage]
+
+
+@steps.sqlite_only
+def test_the_images_of_a_study_that_went_as_pictures_may_be_purged(settings: Settings) -> None:
+    with taking(*PICTURES) as (peer, _):
+        auto = Receiver(address=peer, auto=True)
+        with kinds.scored(kinds.going_to(settings, peer, no_commitment=("*",)), auto) as at:
+            kinds.deliver_all(at)
+            later = datetime.now(UTC) + timedelta(days=1)
+            with at.sessions() as session:
+                assert retention.spare_images(before=later, session=session)
+                assert retention.spare_results(before=later, session=session)
+
+
+@steps.sqlite_only
+def test_every_destination_gets_what_its_kind_takes_and_one_that_is_down_holds_up_none(
+    settings: Settings, storescp: servers.StoreScp
+) -> None:
+    nobody = f"http://{servers.LOOPBACK}:{servers.free_port()}/web"
+    with receiving() as receiver:
+        where = kinds.going_to(settings, nobody, storescp.peer, receiver.address)
+        with kinds.scored(where) as at:
+            done = kinds.deliver_all(at)
+            found = {
+                (row.destination, kind.value, row.state, row.commit_at is not None)
+                for row, kind in zip(done, kinds.kinds(at, done), strict=True)
+            }
+    assert found == {
+        (nobody, "seg", DeliveryState.PENDING, False),
+        (nobody, "sr", DeliveryState.PENDING, False),
+        (storescp.peer, "seg", DeliveryState.SENT, True),
+        (storescp.peer, "sr", DeliveryState.SENT, True),
+        (receiver.address, "oru", DeliveryState.SENT, False),
+    }
+    shown = [e.detail["status"] for e in steps.rows(settings, Event) if e.what == "sent"]
+    assert sorted(shown, key=str) == ["0x0000", "0x0000", None]
+
+
+@steps.sqlite_only
+@pytest.mark.parametrize(
+    ("said", "spared", "asked"),
+    ((None, (), True), (None, ("*",), False), (False, (), False), (True, ("*",), True)),
+)
+def test_the_rules_file_decides_before_the_settings_who_is_asked_for_commitment(
+    settings: Settings,
+    storescp: servers.StoreScp,
+    said: bool | None,
+    spared: tuple[str, ...],
+    asked: bool,
+) -> None:
+    described = Receiver(address=storescp.peer, commitment=said)
+    where = kinds.going_to(settings, storescp.peer, no_commitment=spared)
+    with kinds.scored(where, described) as at:
+        done = kinds.deliver_all(at)
+    assert {row.commit_at is not None for row in done} == {asked}
 
 
 @steps.sqlite_only

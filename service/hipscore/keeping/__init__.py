@@ -7,6 +7,21 @@ from __future__ import annotations
 
 from hipscore.keeping.closing import Closing
 from hipscore.keeping.keeper import Bringer, Keeper, Kept, Refusal
-from hipscore.keeping.part10 import head
+from hipscore.keeping.offer import SOP_CLASSES, transfer_syntaxes
+from hipscore.keeping.part10 import file_meta, head, tidied
+from hipscore.keeping.visits import visit_broken, visit_ended
 
-__all__ = ["Bringer", "Closing", "Keeper", "Kept", "Refusal", "head"]
+__all__ = [
+    "SOP_CLASSES",
+    "Bringer",
+    "Closing",
+    "Keeper",
+    "Kept",
+    "Refusal",
+    "file_meta",
+    "head",
+    "tidied",
+    "transfer_syntaxes",
+    "visit_broken",
+    "visit_ended",
+]

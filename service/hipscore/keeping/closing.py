@@ -11,9 +11,9 @@ from hipscore import routing
 from hipscore.domain import ModelCard
 from hipscore.header import Unreadable, read_leading
 from hipscore.identity import identity
-from hipscore.lifecycle import CloseReason
+from hipscore.lifecycle import CloseReason, IllegalMove
 from hipscore.spool import Corrupt, Spool
-from hipscore.store import closing, intake, studies
+from hipscore.store import closing, explaining, intake, studies
 from hipscore.store import engine as database
 from hipscore.store.tables import Job
 
@@ -62,8 +62,78 @@ class Closing:
             arrived = intake.evidence(series_id, session=session)
             came = routing.Came(**intake.origin(series_id, session=session))
             decision = routing.decide(self._rules, header, arrived, came)
+            if not decision.matched and explaining.was_ordered(series_id, session=session):
+                decision = routing.Decision(matched=True, rule=routing.ORDERED)
             studies.identify(series_id, identity(header), now=_now(), session=session)
             return closing.settle(series_id, decision, card=self._card, now=_now(), session=session)
+
+    def order(self, series_id: int) -> Job:
+        """Analyse a series that somebody asked for, whatever the rules say.
+
+        Returns
+        -------
+        Job
+            A new one, or the newest that the series has if it is matched already.
+
+        Raises
+        ------
+        hipscore.lifecycle.IllegalMove
+            If the series is still receiving images, or was changed by somebody just now.
+        hipscore.store.moves.NotFound
+            If there is no such series.
+        hipscore.domain.Transient
+            If the database cannot be used now.
+        """
+        with database.transaction(self._sessions) as session:
+            job = explaining.order(
+                series_id, routing.ORDERED, card=self._card, now=_now(), session=session
+            )
+        if job is None:
+            msg = f"series {series_id} was changed by someone else just now; try again"
+            raise IllegalMove(msg)
+        return job
+
+    def explain(self, study_instance_uid: str, *, quiet_before: datetime) -> Job | None:
+        """Open one job for a study in which no rule matched, so that it is told why.
+
+        It is the series that came nearest to a rule: most conditions held, then most
+        images, then the first; one that had a report before stays the one.
+
+        Returns
+        -------
+        Job or None
+            None when the study is in work after all, or got an image since ``quiet_before``.
+
+        Raises
+        ------
+        hipscore.domain.Transient
+            If the database cannot be used now.
+        """
+        with database.transaction(self._sessions) as session:
+            found = explaining.candidates(study_instance_uid, session=session)
+        if not found:
+            return None
+        weighed = [(each, self._nearness(each.series_id)) for each in found]
+        nearest, _ = min(weighed, key=lambda one: (not one[0].told, -one[1], -one[0].images))
+        why = f"no series of the study matched a rule; the nearest of {len(found)} is analysed"
+        with database.transaction(self._sessions) as session:
+            return explaining.order(
+                nearest.series_id,
+                routing.EXPLAINED,
+                card=self._card,
+                why=[why],
+                unmatched_since=quiet_before,
+                now=_now(),
+                session=session,
+            )
+
+    def _nearness(self, series_id: int) -> int:
+        """How many conditions hold of the rule that the series came nearest to."""
+        with database.transaction(self._sessions) as session:
+            first = intake.first_image(series_id, session=session)
+            arrived = intake.evidence(series_id, session=session)
+            came = routing.Came(**intake.origin(series_id, session=session))
+        return routing.decide(self._rules, self._header(first), arrived, came).nearness
 
     def _header(self, first: intake.StoredBytes | None) -> Dataset:
         """What the first image says before its pixels; nothing where it cannot be read now."""

@@ -75,6 +75,7 @@ class Keeper:
         bringer: Bringer,
         *,
         announced: tuple[str, str] | None = None,
+        study: str | None = None,
     ) -> Kept:
         """Keep one Part 10 object; when this returns without a refusal, it is durable.
 
@@ -86,6 +87,8 @@ class Keeper:
             Who brings it.
         announced
             SOP Class UID and SOP Instance UID that the request named; the object has to agree.
+        study
+            Study Instance UID that the request was made for; the object has to be of it.
 
         Raises
         ------
@@ -102,6 +105,9 @@ class Keeper:
             return Kept(refusal=Refusal.UNREADABLE, text=str(error))
         if announced is not None and (different := _contradiction(instance, announced)):
             return Kept(instance=instance, refusal=Refusal.UNREADABLE, text=different)
+        if study is not None and instance.study_instance_uid != study:
+            text = "it is of another study than the request"
+            return Kept(instance=instance, refusal=Refusal.MISPLACED, text=text)
         return self._store(instance, data, bringer)
 
     def _store(self, instance: ReceivedInstance, data: bytes | bytearray, bringer: Bringer) -> Kept:

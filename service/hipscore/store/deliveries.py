@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
+from hipscore.addresses import DicomWeb, Mllp
+from hipscore.addresses import destination as parse
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DELIVERY, DeliveryEvent, DeliveryState, IllegalMove
 from hipscore.store import ledger
@@ -17,6 +19,10 @@ from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nob
 from hipscore.store.tables import ArtifactRow, Delivery, Job
 
 _RELEASED: dict[str, Any] = {"lease": None, "lease_until": None, "enqueued_at": None}
+
+
+#: why a delivery was stopped
+WITHDRAWN = "the result was withdrawn before it was sent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,7 @@ def claim(
     """PENDING → SENDING under ``lease`` (a token nobody else has); counts the attempt.
 
     Returns None, and changes nothing, when the delivery is not PENDING, not due yet, or
-    claimed by another worker at this moment.
+    claimed by another worker at this moment. What was withdrawn meanwhile is stopped.
 
     Raises
     ------
@@ -47,6 +53,9 @@ def claim(
     delivery = load(Delivery, delivery_id, session=session)
     early = delivery.next_attempt_at is not None and delivery.next_attempt_at > now
     if delivery.state is not DeliveryState.PENDING or early:
+        return None
+    if _withdrawn(delivery, session=session):
+        stop(delivery, now=now, session=session)
         return None
     won = advance(
         delivery,
@@ -75,13 +84,13 @@ def sent(
     delivery_id: int,
     *,
     lease: str,
-    status: int,
+    status: int | None,
     form: ArtifactRow | None = None,
     commit: bool = False,
     now: datetime,
     session: Session,
 ) -> None:
-    """SENDING → SENT: the peer answered Success or a warning (``status``, PS3.4 B.2.3).
+    """SENDING → SENT: the peer answered that it has it (``status``: see :func:`shown`).
 
     ``form`` is the artifact that went, where there was a choice. With ``commit``, storage
     commitment is to be asked for (:mod:`hipscore.store.commitment`), and is due at once.
@@ -101,7 +110,10 @@ def sent(
             "transaction_uid": None,
             "finished_at": now,
         },
-        detail={"status": f"0x{status:04X}", **({"artifact": form.kind.value} if form else {})},
+        detail={
+            "status": shown(delivery.destination, status),
+            **({"artifact": form.kind.value} if form else {}),
+        },
         now=now,
         session=session,
     )
@@ -133,7 +145,7 @@ def postpone(
             "next_attempt_at": next_attempt_at,
         },
         detail={
-            **_answer(status, error),
+            **_answer(delivery_id, status, error, session=session),
             "next_attempt_at": next_attempt_at.isoformat(),
             **({"also_waiting": also_waiting} if also_waiting else {}),
         },
@@ -148,16 +160,26 @@ def refuse(
     lease: str,
     error: str,
     status: int | None,
+    form_id: int | None = None,
     now: datetime,
     session: Session,
 ) -> None:
-    """SENDING → REFUSED: the peer will not take it, however often. Raises LeaseLost."""
+    """SENDING → REFUSED: the peer will not take it, however often. Raises LeaseLost.
+
+    ``form_id`` is the artifact that goes instead (:mod:`hipscore.store.replacing`), if any:
+    then nobody has to act.
+    """
     _leave(
         delivery_id,
         DeliveryEvent.REFUSE,
         lease=lease,
-        values={"status": status, "error": clean(error), "finished_at": now},
-        detail=_answer(status, error),
+        values={
+            "status": status,
+            "error": clean(error),
+            "form_id": form_id,
+            "finished_at": now,
+        },
+        detail=_answer(delivery_id, status, error, session=session),
         now=now,
         session=session,
     )
@@ -178,7 +200,7 @@ def exhaust(
         DeliveryEvent.EXHAUST,
         lease=lease,
         values={"status": status, "error": clean(error), "finished_at": now},
-        detail=_answer(status, error),
+        detail=_answer(delivery_id, status, error, session=session),
         now=now,
         session=session,
     )
@@ -190,7 +212,7 @@ def retry(delivery_id: int, *, now: datetime, session: Session) -> Delivery:
     Raises
     ------
     hipscore.lifecycle.IllegalMove
-        If the delivery is being sent at this moment, or what it sends was purged.
+        If the delivery is being sent at this moment, or what it sends was purged or withdrawn.
     hipscore.store.moves.NotFound
         If there is no such delivery.
     """
@@ -200,6 +222,9 @@ def retry(delivery_id: int, *, now: datetime, session: Session) -> Delivery:
     )
     if purged_at is not None:
         msg = f"what delivery {delivery_id} sends was purged on {purged_at:%Y-%m-%d}"
+        raise IllegalMove(msg)
+    if _withdrawn(delivery, session=session):
+        msg = f"what delivery {delivery_id} sends was withdrawn; it does not go out any more"
         raise IllegalMove(msg)
     moved = advance(
         delivery,
@@ -223,6 +248,30 @@ def retry(delivery_id: int, *, now: datetime, session: Session) -> Delivery:
         msg = f"delivery {delivery_id} was changed by someone else just now; look again"
         raise IllegalMove(msg)
     return delivery
+
+
+def stop(delivery: Delivery, *, now: datetime, session: Session) -> bool:
+    """PENDING or EXHAUSTED → REFUSED: the result was withdrawn. False if somebody was faster.
+
+    As with everything that something else goes in the place of, ``form_id`` says that
+    nothing is left to be done: the note of the withdrawal goes where it has to.
+    """
+    return advance(
+        delivery,
+        DELIVERY,
+        DeliveryEvent.WITHDRAW,
+        subject=subject_of(delivery, session=session),
+        values={
+            **_RELEASED,
+            "error": WITHDRAWN,
+            "next_attempt_at": None,
+            "form_id": delivery.artifact_id,
+            "finished_at": now,
+        },
+        detail={"error": WITHDRAWN},
+        now=now,
+        session=session,
+    )
 
 
 def expire_leases(
@@ -304,6 +353,13 @@ def enqueued(delivery_ids: Sequence[int], *, now: datetime, session: Session) ->
     )
 
 
+def shown(destination: str, status: int | None) -> str | None:
+    """A status as people read it: ``0xA700`` of a DICOM peer, ``HTTP 503`` of DICOMweb."""
+    if status is None or isinstance(kind := parse(destination), Mllp):
+        return None
+    return f"HTTP {status}" if isinstance(kind, DicomWeb) else f"0x{status:04X}"
+
+
 def subject_of(delivery: Delivery, *, session: Session) -> ledger.Subject:
     """Whom a line of the ledger about this delivery is about."""
     query = (
@@ -313,6 +369,20 @@ def subject_of(delivery: Delivery, *, session: Session) -> ledger.Subject:
     )
     series_id, job_id = session.execute(query).one()
     return ledger.Subject(series_id=series_id, job_id=job_id, delivery_id=delivery.id)
+
+
+def _withdrawn(delivery: Delivery, *, session: Session) -> bool:
+    """Whether this is part of a withdrawn result; the note that says so is not."""
+    query = (
+        select(ArtifactRow.id)
+        .join(Job, Job.id == ArtifactRow.job_id)
+        .where(
+            ArtifactRow.id == delivery.artifact_id,
+            ArtifactRow.kind != ArtifactKind.REJECTION,
+            Job.withdrawn_at.is_not(None),
+        )
+    )
+    return session.scalars(query).one_or_none() is not None
 
 
 def _fallback(artifact: ArtifactRow, *, session: Session) -> ArtifactRow | None:
@@ -325,9 +395,11 @@ def _fallback(artifact: ArtifactRow, *, session: Session) -> ArtifactRow | None:
     return session.scalars(query).one_or_none()
 
 
-def _answer(status: int | None, error: str) -> dict[str, Any]:
-    shown = None if status is None else f"0x{status:04X}"
-    return {"status": shown, "error": clean(error)}
+def _answer(
+    delivery_id: int, status: int | None, error: str, *, session: Session
+) -> dict[str, Any]:
+    destination = load(Delivery, delivery_id, session=session).destination
+    return {"status": shown(destination, status), "error": clean(error)}
 
 
 def _leave(

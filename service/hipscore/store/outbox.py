@@ -26,11 +26,15 @@ class Undelivered:
     series_instance_uid: str
 
 
-def arrived(state: DeliveryState, commit_at: datetime | None) -> bool:
-    """Whether the peer has it for good: it said so, or was asked for no more than C-STORE.
+def arrived(state: DeliveryState, commit_at: datetime | None, form_id: int | None = None) -> bool:
+    """Whether the peer has it for good: it said so, or was asked for no more than to take it.
 
-    ``commit_at`` is that of the delivery: when its storage commitment is asked for next.
+    ``commit_at`` and ``form_id`` are those of the delivery: when its storage commitment is
+    asked for next, and what went. What was REFUSED has a form if other forms of the result go
+    instead, each by a delivery of its own: nothing of it is left to be done.
     """
+    if state is DeliveryState.REFUSED:
+        return form_id is not None
     if state is DeliveryState.SENT:
         return commit_at is None
     return state is DeliveryState.COMMITTED
@@ -44,13 +48,15 @@ def undelivered(*, session: Session, limit: int = 1000) -> list[Undelivered]:
         (Delivery.state == DeliveryState.SENT, 3),
         else_=2,
     )
+    # what went in the place of a refused object is a delivery of its own
+    replaced = and_(Delivery.state == DeliveryState.REFUSED, Delivery.form_id.is_not(None))
     waits = and_(Delivery.state == DeliveryState.SENT, Delivery.commit_at.is_not(None))
     query = (
         select(Delivery, ArtifactRow.kind, Job.id, Series.series_instance_uid)
         .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
         .join(Job, Job.id == ArtifactRow.job_id)
         .join(Series, Series.id == Job.series_id)
-        .where(or_(Delivery.state.not_in(_ARRIVED), waits))
+        .where(or_(Delivery.state.not_in(_ARRIVED), waits), ~replaced)
         .order_by(urgency, Delivery.next_attempt_at.nulls_first(), Delivery.id)
     )
     return [
@@ -64,7 +70,12 @@ def exhausted(*, destination: str | None = None, session: Session) -> Sequence[i
     query = (
         select(Delivery.id)
         .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
-        .where(Delivery.state == DeliveryState.EXHAUSTED, ArtifactRow.purged_at.is_(None))
+        .join(Job, Job.id == ArtifactRow.job_id)
+        .where(
+            Delivery.state == DeliveryState.EXHAUSTED,
+            ArtifactRow.purged_at.is_(None),
+            or_(Job.withdrawn_at.is_(None), ArtifactRow.kind == ArtifactKind.REJECTION),
+        )
     )
     if destination is not None:
         query = query.where(Delivery.destination == destination)

@@ -13,9 +13,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from sqlalchemy import Row, exists, func, select, update
+from sqlalchemy import Row, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
 from hipscore.store import jobs, ledger
 from hipscore.store.moves import load
@@ -24,6 +25,8 @@ from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance, Job, J
 
 #: ``reason_code`` of a FAILED job whose images were purged before it was done
 IMAGES_PURGED = "images_purged"
+#: results that may be sent somewhere: DICOM objects and HL7 messages
+_SENT = or_(ArtifactRow.sop_class_uid.is_not(None), ArtifactRow.kind == ArtifactKind.ORU)
 _UNFINISHED = {JobState.QUEUED, JobState.ANALYSING}
 _PAGE = 200
 
@@ -68,6 +71,7 @@ class DeliveryFacts(NamedTuple):
     commit_at: datetime | None
     created_at: datetime
     finished_at: datetime | None
+    form_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,7 @@ def results_needed_until(deliveries: Sequence[DeliveryFacts]) -> datetime | None
 
 
 def _all_arrived(deliveries: Sequence[DeliveryFacts]) -> bool:
-    return all(arrived(each.state, each.commit_at) for each in deliveries)
+    return all(arrived(each.state, each.commit_at, each.form_id) for each in deliveries)
 
 
 def spare_images(*, before: datetime, failed: bool = False, session: Session) -> list[Lot]:
@@ -150,7 +154,7 @@ def spare_results(*, before: datetime, session: Session) -> list[Lot]:
     stored = exists().where(
         ArtifactRow.job_id == Job.id,
         ArtifactRow.purged_at.is_(None),
-        ArtifactRow.sop_class_uid.is_not(None),
+        _SENT,
     )
     query = select(Job.series_id).where(Job.finished_at < before, stored).distinct()
     lots = []
@@ -221,7 +225,7 @@ def _mark_results(lot: Lot, now: datetime, session: Session) -> Sequence[Row[str
         .where(
             ArtifactRow.job_id == lot.job_id,
             ArtifactRow.purged_at.is_(None),
-            ArtifactRow.sop_class_uid.is_not(None),  # the rest is never sent anywhere
+            _SENT,  # the rest is never sent anywhere
         )
         .values(purged_at=now)
         .returning(ArtifactRow.spool_key, ArtifactRow.size)
@@ -331,6 +335,7 @@ def _standing(
             Delivery.commit_at,
             Delivery.created_at,
             Delivery.finished_at,
+            Delivery.form_id,
             Job.series_id,
         )
         .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
@@ -356,7 +361,7 @@ def _results(job_ids: Sequence[int], *, session: Session) -> dict[int, tuple[int
     query = select(ArtifactRow.job_id, func.count(), func.sum(ArtifactRow.size)).where(
         ArtifactRow.job_id.in_(job_ids),
         ArtifactRow.purged_at.is_(None),
-        ArtifactRow.sop_class_uid.is_not(None),
+        _SENT,
     )
     return _by_owner(session.execute(query.group_by(ArtifactRow.job_id)).all())
 

@@ -6,14 +6,24 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import groupby
 
+from hipscore.addresses import DicomWeb, Mllp, Peer
+from hipscore.addresses import destination as parse
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState
 from hipscore.store.account import Account
+from hipscore.store.deliveries import WITHDRAWN
 from hipscore.store.queries import JobDetail
 from hipscore.store.tables import Delivery, Event
 from hipscore.store.telling import OVERDUE, Telling, times, tries
 
-_KIND = {ArtifactKind.SEG: "SEG", ArtifactKind.SR: "SR"}
+_KIND = {
+    ArtifactKind.SEG: "SEG",
+    ArtifactKind.SR: "SR",
+    ArtifactKind.SC: "secondary captures",
+    ArtifactKind.PDF: "PDF",
+    ArtifactKind.ORU: "HL7 message",
+    ArtifactKind.REJECTION: "retraction",
+}
 
 
 def deliveries(detail: JobDetail, account: Account, told: Telling) -> Iterator[str]:
@@ -24,7 +34,8 @@ def deliveries(detail: JobDetail, account: Account, told: Telling) -> Iterator[s
     kinds = {each.id: _KIND.get(each.kind, each.kind.value) for each in detail.artifacts}
 
     def order(row: Delivery) -> tuple[int, str, str]:
-        return (_URGENCY[row.state], row.destination, row.error or "")
+        urgency = _REPLACED if _is_replaced(row) else _URGENCY[row.state]
+        return (urgency, row.destination, row.error or "")
 
     for (_, destination, _), group in groupby(sorted(detail.deliveries, key=order), key=order):
         rows = list(group)
@@ -40,6 +51,12 @@ _URGENCY = {
     DeliveryState.SENT: 4,
     DeliveryState.COMMITTED: 5,
 }
+_REPLACED = 6
+
+
+def _is_replaced(row: Delivery) -> bool:
+    """Whether other forms of the result go to a destination that does not take this one."""
+    return row.state is DeliveryState.REFUSED and row.form_id is not None
 
 
 def _delivery(
@@ -56,8 +73,7 @@ def _delivery(
     if row.state is DeliveryState.SENDING:
         return f"{what} being sent to {destination} (try {row.attempts})"
     if row.state is DeliveryState.REFUSED:
-        told.advise(f"let {destination} accept it, then: {again}")
-        return f"{what} REFUSED: {error}"
+        return _refused(what, destination, row, again, told)
     if row.state is DeliveryState.EXHAUSTED:
         told.advise(
             f"mend the way to {destination}, then: hipscore retry --all-exhausted "
@@ -67,7 +83,21 @@ def _delivery(
     return _pending(what, destination, rows, account, told)
 
 
+def _refused(what: str, destination: str, row: Delivery, again: str, told: Telling) -> str:
+    error = row.error or ""
+    if row.error == WITHDRAWN:
+        return f"{what} not sent to {destination}: withdrawn before"
+    if _is_replaced(row):
+        if isinstance(parse(destination), Mllp) or row.form_id == row.artifact_id:
+            return f"{what} not sent to {destination}: {error}"  # withdrawn, or a later one goes
+        return f"{what} not taken: {error}; secondary captures and PDF go there instead"
+    told.advise(f"{_mending(row, destination)}, then: {again}")
+    return f"{what} REFUSED: {error}"
+
+
 def _sent(text: str, row: Delivery, told: Telling) -> str:
+    if not isinstance(parse(row.destination), Peer):
+        return text  # its answer was all there is to be had
     if row.commit_at is None:
         return f"{text}; {row.error or 'storage commitment is not asked for'}"
     if row.commit_attempts == 0:
@@ -80,13 +110,27 @@ def _sent(text: str, row: Delivery, told: Telling) -> str:
     return f"{text}; {asked}: {row.error or 'no report yet'}"
 
 
+def _mending(row: Delivery, destination: str) -> str:
+    """What an operator has to do about what was refused."""
+    kind = parse(destination)
+    if isinstance(kind, DicomWeb) and row.status in {401, 403}:
+        return f"let {destination} know us (authorization_file in the rules file)"
+    if isinstance(kind, Mllp):
+        return f"see in the log of {destination} what it did not like"
+    return f"let {destination} accept it"
+
+
 def _remedy(row: Delivery, destination: str) -> str:
     """What an operator may look at; by itself it is tried again anyway."""
     error = row.error or ""
     if row.status is not None:
         return "nothing to do: it is tried again by itself"
+    if "certificate" in error:
+        return f"let this machine trust the certificate of {destination}; it is tried again"
     if "cannot be reached" in error:
         return f"check that {destination} runs and its host and port are right; it is tried again"
+    if not isinstance(parse(destination), Peer):
+        return f"see in the log of {destination} why; it is tried again"
     return (
         f"check that {destination} knows HIPSCORE_AE_TITLE and the address of this machine "
         "and lets it store; it is tried again"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from hipscore.lifecycle import CloseReason, JobState, SeriesState
+from hipscore.routing import EXPLAINED, NO_RULE, ORDERED, Action
 from hipscore.store.account import Account, Surroundings
 from hipscore.store.outbox import arrived
 from hipscore.store.queries import JobDetail
@@ -49,6 +50,7 @@ def explain(account: Account, around: Surroundings) -> Verdict:
         told.say("complete; its analysis is about to be opened")
     else:
         _job(newest, account, told)
+        _asked_for(account, told)
     for older in account.jobs if state is SeriesState.RECEIVING else account.jobs[1:]:
         _earlier(older, told)
     _closed_by_silence(account, told)
@@ -91,8 +93,35 @@ def _ignored(account: Account, told: Telling) -> None:
             "analysed and nothing is sent",
             "nothing to do; only a series with other images than scouts is scored",
         )
+    elif account.series.match_rule == NO_RULE:
+        told.say(
+            f"ignored: no rule matches it; nothing is sent. {_unmatched(account)}".rstrip(),
+            "nothing to do, unless it should be scored: hipscore rules test FOLDER (with its "
+            "images) says what was found; then change the rules (HIPSCORE_RULES)",
+        )
     else:
-        told.say(f"ignored by the rule {account.series.match_rule}; nothing is sent")
+        told.say(
+            f"ignored by the rule {account.series.match_rule}; nothing is sent",
+            "nothing to do, unless it should be scored: hipscore rules show lists the rules",
+        )
+
+
+def _unmatched(account: Account) -> str:
+    """What the rules that score had against it."""
+    last = next((each for each in reversed(account.events) if each.what == "ignore"), None)
+    lines = [] if last is None else [str(line) for line in last.detail.get("why", ())]
+    return "; ".join(line for line in lines if f"({Action.SCORE}):" in line)
+
+
+def _asked_for(account: Account, told: Telling) -> None:
+    if account.series.match_rule == EXPLAINED:
+        told.say(
+            "no rule matches a series of its study; of all of them this one came nearest, and "
+            f"its report says why. {_unmatched(account)}".rstrip(),
+            "should it be scored? hipscore rules test FOLDER says what was found",
+        )
+    elif account.series.match_rule == ORDERED:
+        told.say("analysed because somebody asked for it, whatever the rules say")
 
 
 def _closed_by_silence(account: Account, told: Telling) -> None:
@@ -297,14 +326,29 @@ def _finished(detail: JobDetail, account: Account, told: Telling) -> None:
     parts = list(deliveries(detail, account, told))
     if not detail.deliveries:
         parts = ["sent nowhere, because no destination was set (HIPSCORE_DESTINATIONS)"]
-    told.say(f"{verdict}; {parts[0]}")
-    for part in parts[1:]:
+    if detail.job.withdrawn_at is not None:
+        told.say(
+            f"withdrawn by an operator at {told.at(detail.job.withdrawn_at)} "
+            f"({_withdrawal(detail.job, account)}), it is not to be used; it was {verdict}",
+            "nothing brings it back; other images of the series make a new result",
+        )
+    else:
+        parts[0] = f"{verdict}; {parts[0]}"
+    for part in parts:
         told.say(part)
+
+
+def _withdrawal(job: Job, account: Account) -> str:
+    lines = [each for each in account.events if each.job_id == job.id and each.what == "withdraw"]
+    codes = [str(each.detail["reason"]) for each in lines if "reason" in each.detail]
+    return f"reason: {codes[-1]}" if codes else "no reason"
 
 
 def _earlier(detail: JobDetail, told: Telling) -> None:
     """An earlier report matters only while it is on its way."""
-    under_way = [each for each in detail.deliveries if not arrived(each.state, each.commit_at)]
+    under_way = [
+        each for each in detail.deliveries if not arrived(each.state, each.commit_at, each.form_id)
+    ]
     if under_way:
         states = ", ".join(sorted({each.state.value for each in under_way}))
         told.say(f"the report of the earlier job {detail.job.id} is still {states}")

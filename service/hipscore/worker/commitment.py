@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from hipscore import pacs
+from hipscore import pacs, routing
 from hipscore.addresses import Peer
 from hipscore.addresses import destination as parse
 from hipscore.domain import Outcome, Transient
@@ -22,9 +22,15 @@ log = logging.getLogger(__name__)
 
 
 def wanted(destination: str, at: Bench) -> bool:
-    """Whether this destination is asked for storage commitment: only DICOM peers can be."""
+    """Whether this destination is asked for storage commitment: only DICOM peers can be.
+
+    What the rules file says of it counts before the settings.
+    """
     peer, spared = parse(destination), at.settings.no_commitment
-    return isinstance(peer, Peer) and "*" not in spared and peer.ae_title not in spared
+    if not isinstance(peer, Peer):
+        return False
+    said = routing.receiver(at.rules, destination).commitment
+    return said if said is not None else "*" not in spared and peer.ae_title not in spared
 
 
 def commit(delivery_id: int, at: Bench) -> None:

@@ -1,31 +1,52 @@
-"""One delivery: claim, send the stored bytes, record what the peer answered."""
+"""One delivery: claim, send the stored bytes, record what the peer answered.
+
+How they travel is the destination's business: C-STORE, STOW-RS, or HL7 over MLLP. What follows
+from the answer (:class:`hipscore.domain.Outcome`) is the same for all of them.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from hipscore import lifecycle, pacs
-from hipscore.addresses import Peer
-from hipscore.domain import Outcome, Transient
+from hipscore import lifecycle, mllp, pacs, routing, stow
+from hipscore.addresses import DicomWeb, Mllp, Peer
+from hipscore.addresses import destination as parse
+from hipscore.domain import ArtifactKind, Outcome, Transient
 from hipscore.lease import token
-from hipscore.store import deliveries
+from hipscore.store import deliveries, replacing
 from hipscore.store import engine as database
+from hipscore.store.deliveries import Parcel
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import ArtifactRow, Delivery
 from hipscore.store.waiting import peer_is_back, wait_for_peer
-from hipscore.worker.bench import Bench, announce_commitments, describe, now_utc, term, trace
+from hipscore.worker.bench import (
+    Bench,
+    announce_commitments,
+    announce_deliveries,
+    describe,
+    now_utc,
+    term,
+    trace,
+)
 from hipscore.worker.commitment import wanted
 
 #: longest pause of the others, seconds, when a peer was silent on one object
 SILENCE_S = 300.0
 #: so much later than the others is that object tried again, seconds
 BEHIND_S = 10.0
+#: what goes to a destination that is ``auto`` and does not take the class of the first
+INSTEAD = (ArtifactKind.SC, ArtifactKind.PDF)
+#: why a message is not sent
+LATER = "a later result of the series goes there instead"
+_REPLACEABLE = frozenset({ArtifactKind.SEG, ArtifactKind.SR})
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +63,16 @@ def deliver(delivery_id: int, at: Bench) -> None:
     if parcel is None:
         return
     delivery, went = parcel.delivery, parcel.artifact
-    forms = [parcel.artifact, *([parcel.fallback] if parcel.fallback is not None else [])]
     started = time.perf_counter()
     try:
-        outcome, form = pacs.send_one_of(
-            Peer.parse(delivery.destination),
-            [at.spool.read(each.spool_key, each.sha256) for each in forms],
-            calling_aet=at.settings.ae_title,
-        )
-        went = forms[form]
+        outcome, went = _send(parcel, at)
     except Exception as error:  # noqa: BLE001 - the bytes are kept; another attempt costs nothing
         stack = trace(error)  # not logging.exception: that would show the error's text as well
         log.error("delivery %d failed: %s (%s)", delivery_id, describe(error), stack)  # noqa: TRY400
         outcome = Outcome(delivered=False, retry=True, status=None, text=describe(error))
     try:
         with database.transaction(at.sessions) as session:
-            verdict = _record(delivery, lease, outcome, went, at, session)
+            verdict, opened = _record(delivery, lease, outcome, went, at, session)
     except (LeaseLost, Transient, SQLAlchemyError) as error:
         log.warning("delivery %d: outcome not recorded: %s", delivery_id, describe(error))
         return
@@ -69,12 +84,80 @@ def deliver(delivery_id: int, at: Bench) -> None:
         delivery.destination,
         verdict,
         time.perf_counter() - started,
-        f"status 0x{outcome.status:04X}"
-        if outcome.status is not None
-        else f"(try {delivery.attempts} of {at.settings.max_attempts}: {outcome.text})",
+        deliveries.shown(delivery.destination, outcome.status)
+        or f"(try {delivery.attempts} of {at.settings.max_attempts}: {outcome.text})",
     )
+    if opened:
+        announce_deliveries(opened, at)
     if outcome.delivered and wanted(delivery.destination, at):
         _ask_for_commitment(delivery, at)
+
+
+def _send(parcel: Parcel, at: Bench) -> tuple[Outcome, ArtifactRow]:
+    """Send it the way its destination wants it; the answer, and which form went."""
+    peer = parse(parcel.delivery.destination)
+    forms = [parcel.artifact, *([parcel.fallback] if parcel.fallback is not None else [])]
+    if isinstance(peer, Peer):
+        outcome, form = pacs.send_one_of(
+            peer,
+            [at.spool.read(each.spool_key, each.sha256) for each in forms],
+            calling_aet=at.settings.ae_title,
+        )
+        return outcome, forms[form]
+    if isinstance(peer, Mllp):
+        return _send_message(peer, parcel, at), parcel.artifact
+    return _store_on_the_web(peer, forms, at)
+
+
+def _send_message(receiver: Mllp, parcel: Parcel, at: Bench) -> Outcome:
+    """Send it unless it would be the last word on a series about which there is a later one."""
+    message = parcel.artifact
+    with database.transaction(at.sessions) as session:
+        others = replacing.overtaken(parcel.delivery.id, session=session)
+    if others.by is not None:
+        return Outcome(delivered=False, retry=False, status=None, text=LATER)
+    if others.waits:
+        text = "the earlier result of the series is being sent at this moment"
+        return Outcome(delivered=False, retry=True, status=None, text=text)
+    described = routing.receiver(at.rules, str(receiver))
+    return mllp.send(
+        receiver,
+        at.spool.read(message.spool_key, message.sha256),
+        application=described.receiving_application,
+        facility=described.receiving_facility,
+        attempt=parcel.delivery.attempts,
+    )
+
+
+def _store_on_the_web(
+    service: DicomWeb, forms: Sequence[ArtifactRow], at: Bench
+) -> tuple[Outcome, ArtifactRow]:
+    """Nothing is negotiated there: the fallback goes when the class of the first is refused."""
+    try:
+        authorization = _authorization(service, at)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        # The file's name is the operator's own; its content is not repeated.
+        reason = getattr(error, "strerror", None) or "it is not one line of text"
+        text = f"the authorization_file of {service} cannot be used: {reason}"
+        return Outcome(delivered=False, retry=True, status=None, text=text), forms[0]
+    for form in forms:
+        data = at.spool.read(form.spool_key, form.sha256)
+        outcome = stow.send(service, data, authorization=authorization)
+        if not outcome.unsupported:
+            return outcome, form
+    return outcome, forms[0]
+
+
+def _authorization(service: DicomWeb, at: Bench) -> str | None:
+    """Value of the header Authorization; read each time, so that it can be changed."""
+    name = routing.receiver(at.rules, str(service)).authorization_file
+    if name is None:
+        return None
+    value = Path(name).read_text("ascii").strip()
+    if not value.isprintable() or not value:
+        msg = "not one line of text"
+        raise ValueError(msg)
+    return value
 
 
 def _record(  # noqa: PLR0917 - one caller, right here
@@ -84,20 +167,21 @@ def _record(  # noqa: PLR0917 - one caller, right here
     went: ArtifactRow,
     at: Bench,
     session: Session,
-) -> str:
+) -> tuple[str, list[int]]:
+    """Write down what came of it: in words, and with which deliveries were opened instead."""
     now = now_utc()
     if outcome.delivered:
         deliveries.sent(
             delivery.id,
             lease=lease,
-            status=outcome.status or 0,
+            status=outcome.status,
             form=went,
             commit=wanted(delivery.destination, at),
             now=now,
             session=session,
         )
         freed = peer_is_back(delivery.id, now=now, session=session)
-        return f"sent; {freed} others wait no more" if freed else "sent"
+        return f"sent; {freed} others wait no more" if freed else "sent", []
     answer: dict[str, Any] = {
         "lease": lease,
         "error": outcome.text,
@@ -106,8 +190,15 @@ def _record(  # noqa: PLR0917 - one caller, right here
         "session": session,
     }
     if not outcome.retry:
+        if outcome.text == LATER:
+            instead = replacing.overtaken(delivery.id, session=session).by
+            deliveries.refuse(delivery.id, form_id=instead, **answer)
+            return "not sent, a later result goes", []
         deliveries.refuse(delivery.id, **answer)
-        return "refused"
+        if not _replaceable(delivery, outcome, went, at):
+            return "refused", []
+        opened = replacing.replace(delivery.id, INSTEAD, now=now, session=session)
+        return f"refused; {len(opened)} others go instead", opened
     later = now + timedelta(seconds=lifecycle.backoff(delivery.attempts))
     others, then = 0, later
     if outcome.silent:
@@ -121,9 +212,15 @@ def _record(  # noqa: PLR0917 - one caller, right here
         )
     if delivery.attempts >= at.settings.max_attempts:
         deliveries.exhaust(delivery.id, **answer)
-        return "exhausted"
+        return "exhausted", []
     deliveries.postpone(delivery.id, next_attempt_at=later, also_waiting=others, **answer)
-    return f"postponed to {later:%Y-%m-%d %H:%M:%S} UTC with {others} others"
+    return f"postponed to {later:%Y-%m-%d %H:%M:%S} UTC with {others} others", []
+
+
+def _replaceable(delivery: Delivery, outcome: Outcome, went: ArtifactRow, at: Bench) -> bool:
+    """Whether the destination takes something else in the place of what it has refused."""
+    auto = routing.receiver(at.rules, delivery.destination).auto
+    return auto and outcome.unsupported and went.kind in _REPLACEABLE
 
 
 def _ask_for_commitment(delivery: Delivery, at: Bench) -> None:
