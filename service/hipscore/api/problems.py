@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from hipscore.domain import Transient
 from hipscore.lifecycle import IllegalMove
@@ -19,6 +20,9 @@ from hipscore.store.moves import NotFound
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+#: errors of routes whose standard has a body of its own for them
+_OTHER_BODIES = {"application/dicom+json", "application/fhir+json"}
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +83,29 @@ def describe_in(schema: dict[str, Any]) -> None:
     for path in schema["paths"].values():
         for operation in path.values():
             for status, response in operation["responses"].items():
-                if status >= "400":
+                own_body = _OTHER_BODIES & set(response.get("content", {}))
+                if status >= "400" and not own_body:
                     response["content"] = {MEDIA_TYPE: {"schema": reference}}
 
 
-def _http(_: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
-    headers = dict(error.headers) if error.headers else None
+    headers = dict(error.headers) if error.headers else {}
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
     return problem(error.status_code, str(error.detail), headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path can be asked for (RFC 9110 15.5.6): of all its routes, not the first alone."""
+    routes = request.app.routes
+    return [
+        method
+        for method in _METHODS
+        if any(
+            each.matches({**request.scope, "method": method})[0] is Match.FULL for each in routes
+        )
+    ]
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
