@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,6 +51,13 @@ def _parts(value: object) -> Iterable[object]:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "hipscore"
@@ -85,6 +93,11 @@ class Settings(BaseSettings):
         "auto",
         description="keys: API and pages demand a key; open: nobody is asked; auto: keys unless "
         "the API is bound to this machine alone",
+    )
+    http_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="addresses or networks of reverse proxies whose X-Forwarded-For and "
+        "X-Forwarded-Proto are believed, comma separated",
     )
     viewer_url: str | None = Field(
         None,
@@ -235,6 +248,22 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return value
 
+    @field_validator("http_proxies", mode="before")
+    @classmethod
+    def _split_proxies(cls, value: object) -> object:
+        return tuple(_parts(value))
+
+    @field_validator("http_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                msg = f"{proxy!r} is no address or network; write 10.0.0.5 or 10.0.0.0/24"
+                raise ValueError(msg) from error
+        return value
+
     @field_validator("destinations", mode="before")
     @classmethod
     def _parse_destinations(cls, value: object) -> object:
@@ -281,6 +310,14 @@ class Settings(BaseSettings):
             raise FileNotFoundError(msg)
         toml = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
         return (init_settings, env_settings, *toml)
+
+    @property
+    def keys_demanded(self) -> bool:
+        """Whether the API answers nobody without a key."""
+        if self.access != "auto":
+            return self.access == "keys"
+        # what comes through a proxy comes from elsewhere, wherever the API is bound to
+        return bool(self.http_proxies) or not _is_loopback(self.http_host)
 
     @property
     def peers(self) -> tuple[Peer, ...]:
