@@ -32,19 +32,14 @@ _NOT_WATER = frozenset({"FAT", "IN_PHASE", "OUT_PHASE", "OPP_PHASE", "OPPOSED_PH
 
 
 def check_protocol(images: Sequence[Dataset]) -> None:
-    """Raise ``not_fat_suppressed`` unless every image's attributes show fat suppression.
-
-    Evidence, any of: an inversion time that nulls fat (0018,0082; 0018,9079), the scan
-    option FS (0018,0022), suppression of fat or excitation of water (0018,9025;
-    0018,9026), STIR contrast (0008,9209), a Dixon water image, or the usual words in the
-    series description, protocol or sequence name. PS3.3 C.8.3.1, C.8.13.
+    """Raise ``not_fat_suppressed`` unless every image is :func:`fat_suppressed`.
 
     Raises
     ------
     Unsuitable
         ``not_fat_suppressed``.
     """
-    if all(map(_fat_suppressed, images)):
+    if all(map(fat_suppressed, images)):
         return
     raise Unsuitable(
         ReasonCode.NOT_FAT_SUPPRESSED,
@@ -53,7 +48,14 @@ def check_protocol(images: Sequence[Dataset]) -> None:
     )
 
 
-def _fat_suppressed(image: Dataset) -> bool:
+def fat_suppressed(image: Dataset) -> bool:
+    """Whether the attributes of an image show fat suppression.
+
+    Evidence, any of: an inversion time that nulls fat (0018,0082; 0018,9079), the scan
+    option FS (0018,0022), suppression of fat or excitation of water (0018,9025;
+    0018,9026), STIR contrast (0008,9209), a Dixon water image, or the usual words in the
+    series description, protocol or sequence name. PS3.3 C.8.3.1, C.8.13.
+    """
     shared = first_item(image, "SharedFunctionalGroupsSequence")
     frame = first_item(image, "PerFrameFunctionalGroupsSequence")
     modifier = group(shared, frame, "MRModifierSequence")

@@ -81,6 +81,16 @@ def dies_on_late_image(
     stage.await_blow("listener")
 
 
+def dies_explaining(stage: Stage, round_: Round, *, when: When) -> None:
+    """No rule matches a study; the reaper dies as it orders the report that says why."""
+    knee = series(stage, round_, Expected.NOT_SCORABLE)
+    for image in knee.images:
+        image.BodyPartExamined = "KNEE"
+    stage.order("beat", "series.order.IGNORED", when)
+    stage.modality.send(knee)
+    stage.await_blow("beat")
+
+
 def dies_taking_back(stage: Stage, round_: Round, *, machine: str, when: When) -> None:
     """A worker dies with a lease, and then the reaper that takes the lease back."""
     role = "analysis" if machine == "job" else "delivery"

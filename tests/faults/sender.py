@@ -72,9 +72,10 @@ def scan(name: str, expected: Expected = Expected.SCORED) -> Scan:
         study_uid=study,
         series_uid=series,
         patient_id=f"FAULT-{series[-12:]}",
-        fat_suppressed=expected is not Expected.NOT_SCORABLE,
     )
     for image in images:
+        if expected is Expected.NOT_SCORABLE:  # matched by the rules, and not to be analysed
+            image.RescaleSlope, image.RescaleIntercept = 0, 0
         if expected is Expected.IGNORED:
             image.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     return Scan(study_uid=study, series_uid=series, expected=expected, images=images)

@@ -102,6 +102,8 @@ def _beat(when: When) -> Iterator[Fault]:
         yield blow(kind, "beat", row, when, release=False)
     ignored = Expected.IGNORED
     yield blow(kind, "beat", "series.ignore.COMPLETE", when, release=False, expected=ignored)
+    act = partial(acts.dies_explaining, when=when)
+    yield _at(kind, "beat", "series.order.IGNORED", when, act)
     for machine, held in (("job", "ANALYSING"), ("delivery", "SENDING")):
         act = partial(acts.dies_taking_back, machine=machine, when=when)
         yield _at(kind, "beat", f"{machine}.expire.{held}", when, act)

@@ -13,7 +13,7 @@ from hipscore import queue
 from hipscore.domain import Transient
 from hipscore.lease import holder_died
 from hipscore.lifecycle import CloseReason
-from hipscore.store import clock, commitment, deliveries, intake, jobs
+from hipscore.store import clock, commitment, deliveries, explaining, intake, jobs, procedures
 from hipscore.store import engine as database
 from hipscore.worker.bench import (
     Bench,
@@ -53,6 +53,8 @@ def reap(at: Bench) -> None:
         _expire_jobs,
         _expire_deliveries,
         _close_quiet,
+        _take_orders,
+        _explain,
         _waive,
         _announce_due,
         _clean,
@@ -127,6 +129,43 @@ def _close_quiet(at: Bench) -> None:
             stuck.grow(series_id)
             text = f"{describe(error)} ({trace(error)})"
             log.error("series %d cannot be closed: %s", series_id, text)  # noqa: TRY400
+
+
+def _take_orders(at: Bench) -> None:
+    """Bind work items that order an analysis to it; what no rule took is analysed for them."""
+    with database.transaction(at.sessions) as session:
+        orders = procedures.waiting(limit=REAP_BATCH, session=session)
+    for uid in orders:
+        try:
+            with database.transaction(at.sessions) as session:
+                series = procedures.take(uid, now=now_utc(), session=session)
+            for series_id in series:
+                job = at.closing().order(series_id)
+                log.info("work item %s orders job %d", uid, job.id)
+        except Transient:
+            raise
+        except Exception as error:  # noqa: BLE001 - the defect belongs to this order alone
+            log.error("work item %s is not taken: %s (%s)", uid, describe(error), trace(error))  # noqa: TRY400
+
+
+def _explain(at: Bench) -> None:
+    """A study of which no rule took a series gets one report that says why."""
+    if not at.settings.explain_unmatched:
+        return
+    closing = at.closing()
+    before = now_utc() - timedelta(seconds=at.settings.quiet_seconds)
+    with database.transaction(at.sessions) as session:
+        studies = explaining.unexplained(before=before, limit=REAP_BATCH, session=session)
+    for uid in studies:
+        try:
+            job = closing.explain(uid, quiet_before=before)
+        except Transient:
+            raise
+        except Exception as error:  # noqa: BLE001 - the defect belongs to this study alone
+            log.error("study %s cannot be explained: %s (%s)", uid, describe(error), trace(error))  # noqa: TRY400
+        else:
+            if job is not None:
+                log.info("no series of study %s matched a rule: job %d says why", uid, job.id)
 
 
 def _waive(at: Bench) -> None:
