@@ -230,7 +230,7 @@ def picture(case: Case, hip: HipFigures, segmenter: Segmenter, folder: Path) -> 
         for line, shown in enumerate(({}, outlines)):
             tile = drawing.draw(
                 volume.voxels[z],
-                shown,
+                shown.items(),
                 view=view,
                 window=window,
                 centre=(float(row), float(column)),

@@ -296,7 +296,7 @@ def slice_picture(
         left = _MARGIN + number * (_PANEL + _MARGIN)
         tile = picture.draw(
             volume.voxels[z],
-            shown,
+            shown.items(),
             view=view,
             window=window,
             centre=(float(y), float(x)),

@@ -417,8 +417,10 @@ class StudyIdentity:
 class EarlierScore:
     """An earlier result of the same patient, from our database or from a report in the PACS.
 
-    ``slices_used`` and ``model`` decide whether two results may be compared. Hips that were
-    not scored then are absent from ``hips``.
+    ``slices_used`` and ``model`` (``hipscore.change.model_name``) decide whether two results
+    may be compared. Hips that were not scored then are absent from ``hips``. ``sr_class_uid``
+    and ``sr_series_uid`` say where the report belongs, so that another one can refer to it;
+    empty where that is not known.
     """
 
     study_instance_uid: str
@@ -428,6 +430,8 @@ class EarlierScore:
     hips: Mapping[Side, EarlierHip]
     model: str
     source: str
+    sr_class_uid: str = ""
+    sr_series_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -445,8 +449,9 @@ class Outcome:
     """What a peer answered to one delivery. ``status`` is the DIMSE or HTTP status, if any.
 
     ``unreachable``: there was no association, or no answer over it until the timeout
-    (``silent``), whatever was to be sent. ``comment`` is the peer's own text and may name a
-    patient: to be shown, never stored or logged.
+    (``silent``), whatever was to be sent. ``unsupported``: it takes no object of this SOP
+    class. ``comment`` is the peer's own text and may name a patient: to be shown, never
+    stored or logged.
     """
 
     delivered: bool
@@ -455,4 +460,5 @@ class Outcome:
     text: str
     unreachable: bool = False
     silent: bool = False
+    unsupported: bool = False
     comment: str = ""

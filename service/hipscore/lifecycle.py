@@ -82,6 +82,7 @@ class DeliveryEvent(StrEnum):
     POSTPONE = "postpone"
     EXPIRE = "expire"
     RETRY = "retry"
+    WITHDRAW = "withdraw"
 
 
 State = TypeVar("State", bound=StrEnum)
@@ -134,11 +135,13 @@ JOB: Table[JobState, JobEvent] = {
 #: DECLINE, EXHAUST and REFUSE of a SENT delivery are storage commitments that failed
 #: (PS3.4 J.3.3): the peer does not have the object and gets it again, as often as is
 #: allowed, or says that it never will take it.
-#: RETRY sends the same stored bytes again, also when they had arrived before.
+#: RETRY sends the same stored bytes again, also when they had arrived before. WITHDRAW stops
+#: what is not under way: an operator has retracted the result.
 DELIVERY: Table[DeliveryState, DeliveryEvent] = {
     DeliveryState.PENDING: {
         DeliveryEvent.CLAIM: DeliveryState.SENDING,
         DeliveryEvent.RETRY: DeliveryState.PENDING,
+        DeliveryEvent.WITHDRAW: DeliveryState.REFUSED,
     },
     DeliveryState.SENDING: {
         DeliveryEvent.SENT: DeliveryState.SENT,
@@ -156,7 +159,10 @@ DELIVERY: Table[DeliveryState, DeliveryEvent] = {
     },
     DeliveryState.COMMITTED: {DeliveryEvent.RETRY: DeliveryState.PENDING},
     DeliveryState.REFUSED: {DeliveryEvent.RETRY: DeliveryState.PENDING},
-    DeliveryState.EXHAUSTED: {DeliveryEvent.RETRY: DeliveryState.PENDING},
+    DeliveryState.EXHAUSTED: {
+        DeliveryEvent.RETRY: DeliveryState.PENDING,
+        DeliveryEvent.WITHDRAW: DeliveryState.REFUSED,
+    },
 }
 
 

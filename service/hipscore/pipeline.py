@@ -1,6 +1,6 @@
 """The way of one series, from images to findings to DICOM objects. Pure.
 
-images -> assemble -> locate -> segment -> score -> quality -> SEG, SR, overlay
+images -> assemble -> locate -> segment -> score -> quality -> SEG, SR, overlay, captures, PDF, HL7
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ from hipscore.domain import (
     Unsuitable,
     Volume,
 )
-from hipscore.reporting import ReportContext, overlay, seg, sr
+from hipscore.reporting import (
+    ReportContext,
+    SopReference,
+    header,
+    oru,
+    overlay,
+    pdf,
+    sc,
+    seg,
+    sr,
+    wording,
+)
 from hipscore.series import assemble
 
 #: called with a stage's name; its context is entered around the stage (timing, tracing)
@@ -128,42 +139,97 @@ def examine(
     return masks, replace(findings, hips=settled, quality=(*findings.quality, *remarks))
 
 
-def report(
-    analysis: Analysis, card: ModelCard, *, context: ReportContext, stage: Stage = untimed
-) -> tuple[Artifact, ...]:
-    """Build the artifacts of one analysis: SEG (where anything was segmented), SR, overlay.
+#: what is built unless something else is asked for
+DEFAULT_KINDS = frozenset(
+    {ArtifactKind.SEG, ArtifactKind.SR, ArtifactKind.SR_FALLBACK, ArtifactKind.OVERLAY}
+)
 
-    The SR comes twice: as Comprehensive 3D SR, and as Comprehensive SR for the peers that
-    take nothing newer.
+
+def report(
+    analysis: Analysis,
+    card: ModelCard,
+    *,
+    context: ReportContext,
+    kinds: frozenset[ArtifactKind] = DEFAULT_KINDS,
+    stage: Stage = untimed,
+) -> tuple[Artifact, ...]:
+    """Build the artifacts of one analysis, those in ``kinds`` and no other.
+
+    SEG where anything was segmented; the SR as Comprehensive 3D SR and, for the peers that
+    take nothing newer, as Comprehensive SR; the overlay; secondary captures, numbered from
+    0; encapsulated PDF; the HL7 message, which names the DICOM objects.
 
     The same analysis, card and context give the same bytes.
     """
     artifacts: list[Artifact] = []
+    objects: list[Dataset] = []
     with stage("seg"):
         segmentation = None
         if analysis.volume is not None and analysis.findings.hips:
+            # built in any case: the SR refers to it
             segmentation = seg.build_seg(
                 analysis.images, analysis.volume, analysis.masks, card, context
             )
-        if segmentation is not None:
+        if segmentation is not None and ArtifactKind.SEG in kinds:
             artifacts.append(_dicom(ArtifactKind.SEG, segmentation))
+            objects.append(segmentation)
     with stage("sr"):
         for kind in (ArtifactKind.SR, ArtifactKind.SR_FALLBACK):
-            document = sr.build_sr(
-                analysis.images,
-                analysis.volume,
-                analysis.masks,
-                analysis.findings,
-                card,
-                context,
-                seg=segmentation,
-                comprehensive3d=kind is ArtifactKind.SR,
+            if kind in kinds:
+                document = sr.build_sr(
+                    *_found(analysis),
+                    card,
+                    context,
+                    seg=segmentation,
+                    comprehensive3d=kind is ArtifactKind.SR,
+                )
+                artifacts.append(_dicom(kind, document))
+                objects.append(document)
+    if ArtifactKind.OVERLAY in kinds:
+        with stage("overlay"):
+            artifacts.append(_overlay(analysis, card, context))
+    if ArtifactKind.SC in kinds:
+        with stage("sc"):
+            captures = sc.build_sc(*_found(analysis), card, context)
+            artifacts += [_dicom(ArtifactKind.SC, it, n) for n, it in enumerate(captures)]
+    if ArtifactKind.PDF in kinds:
+        with stage("pdf"):
+            artifacts.append(
+                _dicom(ArtifactKind.PDF, pdf.build_pdf(*_found(analysis), card, context))
             )
-            artifacts.append(_dicom(kind, document))
-    with stage("overlay"):
-        picture = overlay.render(analysis.volume, analysis.masks, analysis.findings)
-        artifacts.append(Artifact(kind=ArtifactKind.OVERLAY, media_type="image/png", data=picture))
+    if ArtifactKind.ORU in kinds:
+        with stage("oru"):
+            references = [_reference(each) for each in objects]
+            data = oru.build_oru(analysis.images, analysis.findings, card, context, references)
+            message = Artifact(kind=ArtifactKind.ORU, media_type=oru.MEDIA_TYPE, data=data)
+            artifacts.append(message)
     return tuple(artifacts)
+
+
+def _found(
+    analysis: Analysis,
+) -> tuple[tuple[Dataset, ...], Volume | None, tuple[Masks, ...], Findings]:
+    return analysis.images, analysis.volume, analysis.masks, analysis.findings
+
+
+def _overlay(analysis: Analysis, card: ModelCard, context: ReportContext) -> Artifact:
+    origin = wording.origin(header.headers(analysis.images[:1], context)[0])
+    data = overlay.render(
+        analysis.volume,
+        analysis.masks,
+        analysis.findings,
+        subtitle=f"{origin}; {wording.provenance(card, context)}",
+    )
+    return Artifact(kind=ArtifactKind.OVERLAY, media_type="image/png", data=data)
+
+
+def _reference(built: Dataset) -> SopReference:
+    return SopReference(
+        sop_class_uid=str(built.SOPClassUID),
+        sop_instance_uid=str(built.SOPInstanceUID),
+        series_instance_uid=str(built.SeriesInstanceUID),
+        study_instance_uid=str(built.StudyInstanceUID),
+    )
 
 
 def _declined(unsuitable: Unsuitable) -> Findings:
@@ -171,11 +237,12 @@ def _declined(unsuitable: Unsuitable) -> Findings:
     return Findings(hips=(), reason=reason, unet_score=None)
 
 
-def _dicom(kind: ArtifactKind, dataset: Dataset) -> Artifact:
+def _dicom(kind: ArtifactKind, dataset: Dataset, number: int = 0) -> Artifact:
     return Artifact(
         kind=kind,
         media_type="application/dicom",
         data=sr.to_bytes(dataset),
         sop_class_uid=str(dataset.SOPClassUID),
         sop_instance_uid=str(dataset.SOPInstanceUID),
+        number=number,
     )

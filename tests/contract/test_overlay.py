@@ -122,7 +122,7 @@ def head_tile(view: View, grid: Grid, size: int = 200) -> NDArray[np.int16]:
     z, y, x = grid.to_index(CENTRES[Side.RIGHT])
     tile = draw(
         volume.voxels[round(z)],
-        {codes.STRUCTURES[c].rgb: masks[0].voxels[c, round(z)] for c in Channel},
+        [(codes.STRUCTURES[c].rgb, masks[0].voxels[c, round(z)]) for c in Channel],
         view=view,
         window=Window.of(volume.voxels),
         centre=(y, x),
@@ -168,10 +168,11 @@ def test_the_patients_right_is_on_the_left_of_the_overview() -> None:
 
 def test_the_right_hip_is_the_upper_row_and_the_left_hip_the_lower() -> None:
     picture = pixels(render(*scene(canonical())))[82:, 430:]
-    upper, lower = picture[40:220], picture[270:460]
+    upper, lower = picture[40:480], picture[510:960]  # nine slices a hip: two lines
     assert coloured(upper, Channel.BME).sum() > 100
     assert coloured(lower, Channel.SYNOVITIS).sum() > 100
-    assert coloured(lower[10:170], Channel.BME).sum() == 0
+    tiles = np.concatenate([lower[40:200], lower[270:430]])  # without what is written below them
+    assert coloured(tiles, Channel.BME).sum() == 0
 
 
 def test_a_round_head_is_round_although_pixels_are_not_square() -> None:
@@ -211,8 +212,8 @@ def test_one_hip_gets_one_row(sides: tuple[Side, ...]) -> None:
     hips = [hip for hip in findings.hips if hip.hip.side in sides]
     kept = [item for item in masks if item.side in sides]
     picture = pixels(render(volume, kept, scoring.combine(hips)))
-    assert coloured(picture[82:300, 430:], Channel.FEMORAL_HEAD).sum() > 500
-    assert coloured(picture[360:, 430:], Channel.FEMORAL_HEAD).sum() == 0
+    assert coloured(picture[82:580, 430:], Channel.FEMORAL_HEAD).sum() > 500
+    assert coloured(picture[590:, 430:], Channel.FEMORAL_HEAD).sum() == 0
 
 
 def test_what_is_not_scorable_still_gets_a_sheet() -> None:
@@ -222,7 +223,8 @@ def test_what_is_not_scorable_still_gets_a_sheet() -> None:
     blank = pixels(render(None, (), declined))
     slices = pixels(render(volume, (), declined))
     full = pixels(render(volume, masks, findings))
-    assert blank.shape == slices.shape == full.shape
+    assert blank.shape == slices.shape
+    assert full.shape[1] == blank.shape[1]
     assert (blank.max(axis=-1) > 100).mean() < 0.02
     assert (slices[90:250, 430:].max(axis=-1) > 40).mean() > 0.5
     other = Findings(
@@ -250,7 +252,32 @@ def test_an_even_image_is_no_obstacle() -> None:
     assert render(flat, masks, findings)
 
 
-def test_all_scored_slices_are_shown_as_long_as_they_fit() -> None:
+def test_every_scored_slice_is_shown_with_its_number() -> None:
+    volume, masks, findings = scene(canonical())
+    right = findings.hips[0]
+    assert len(right.slices) > TILES
+    only = Findings(hips=(right,), reason=None, unet_score=right.unet_score)
+    picture = pixels(render(volume, masks, only))[82:, 430:]
+    lines = (picture[46:224], picture[46 + 222 : 224 + 222])
+    tiles = [
+        coloured(line[:, left : left + 178], Channel.FEMORAL_HEAD).sum() > 50
+        for line in lines
+        for left in range(8, 8 + 5 * 183, 183)
+    ]
+    assert sum(tiles) == len(right.slices)
+
+
+def test_the_sheet_says_of_which_series_when_and_by_which_model_it_was_made() -> None:
+    volume, masks, findings = scene(canonical())
+    bare, told = (
+        pixels(render(volume, masks, findings, subtitle=text)) for text in ("", "Study of 2024")
+    )
+    changed = np.argwhere(np.abs(bare - told).max(axis=-1) > 60)
+    assert len(changed) > 50
+    assert changed[:, 1].max() < 418  # in the column of the overview, over nothing
+
+
+def test_slices_are_left_alone_as_long_as_they_fit() -> None:
     assert thinned([4, 5, 6, 7], [5]) == (4, 5, 6, 7)
 
 

@@ -197,7 +197,7 @@ def test_is_binary_explicit_little_endian_and_marked_as_research() -> None:
     assert seg.SegmentationType == "BINARY"
     assert seg.BitsAllocated == 1
     assert seg.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
-    assert seg.SeriesDescription == "hipscore segmentation (research)"
+    assert seg.SeriesDescription == "hipscore SEG (research) series 3 2024-01-02 13:30:15"
     assert seg.ContentDescription == RESEARCH_USE
     assert seg.SeriesNumber == 9001
     assert seg.Modality == "SEG"

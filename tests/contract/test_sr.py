@@ -183,7 +183,7 @@ def test_the_device_observes_in_english_and_nobody_has_verified() -> None:
     assert document.VerificationFlag == "UNVERIFIED"
     assert document.CompletionFlag == "COMPLETE"
     assert document.PreliminaryFlag == "PRELIMINARY"
-    assert document.SeriesDescription == "hipscore report (research)"
+    assert document.SeriesDescription == "hipscore report (research) series 3 2024-01-02 13:30:15"
     assert document.SeriesNumber == 9002
 
 

@@ -142,14 +142,39 @@ def test_table_aligns_numbers_right_and_leaves_missing_ones_empty() -> None:
 
 
 def test_phantom_writes_images_and_truth(tmp_path: Path) -> None:
-    code, output = _run("phantom", "--out", str(tmp_path), "--slices", "6", "--side", "left")
+    out = tmp_path / "study"
+    code, output = _run("phantom", "--out", str(out), "--slices", "6", "--side", "left")
     assert code == 0, output
-    images = sorted(tmp_path.glob("IM*.dcm"))
+    images = sorted(out.iterdir())  # nothing else: a folder of images is sent as a whole
     assert len(images) == 6
     assert dcmread(images[0]).Modality == "MR"
-    (truth,) = json.loads((tmp_path / "truth.json").read_text("utf-8"))
+    (truth,) = json.loads((tmp_path / "study-truth.json").read_text("utf-8"))
     assert truth["side"] == "left"
     assert 18 < truth["radius_mm"] < 30
+
+
+def test_the_same_phantom_at_another_time_is_another_study_of_the_patient(tmp_path: Path) -> None:
+    for name, day in (("first", "2024-01-02"), ("second", "2024-07-02"), ("third", "2024-09-02")):
+        more = ("--study-date", day, "--accession", "A-1", "--slices", "1", "--side", "left")
+        code, output = _run("phantom", "--out", str(tmp_path / name), *more)
+        assert code == 0, output
+    first, second, third = (
+        dcmread(tmp_path / name / "IM0001.dcm") for name in ("first", "second", "third")
+    )
+    assert first.PatientID == second.PatientID == third.PatientID == "HIPSCORE-1"
+    assert [each.StudyDate for each in (first, second, third)] == [
+        "20240102", "20240702", "20240902",
+    ]  # fmt: skip
+    assert second.AccessionNumber == "A-1"
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        assert len({str(each[keyword].value) for each in (first, second, third)}) == 3
+
+
+@pytest.mark.parametrize("value", ("a\\b", "x" * 17, "a\x1b"))
+def test_what_cannot_be_an_accession_number_is_wrong_usage(tmp_path: Path, value: str) -> None:
+    code, output = _run("phantom", "--out", str(tmp_path / "study"), "--accession", value)
+    assert code == 2
+    assert "16 characters" in output
 
 
 def test_score_without_images_says_so(tmp_path: Path) -> None:

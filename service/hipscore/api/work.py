@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request
 from hipscore import queue
 from hipscore.api import models, views
 from hipscore.api.shared import COMMON, CONFLICT, NOT_FOUND, After, AtDesk, Desk, Limit, RowId
+from hipscore.keeping import withdrawal
 from hipscore.lifecycle import JobState
 from hipscore.store import deliveries, jobs, queries
 from hipscore.store import engine as database
@@ -57,6 +58,32 @@ def retry_job(job_id: RowId, desk: AtDesk) -> models.Job:
         msg = f"there is no job {job_id}"
         raise NotFound(msg)
     _announce(desk, job_id, queue.enqueue_analyse)
+    return views.job(detail)
+
+
+@router.post(
+    "/jobs/{job_id}/withdraw",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=models.Job,
+    responses={**NOT_FOUND, **CONFLICT},
+)
+def withdraw_result(job_id: RowId, body: models.Withdrawal, desk: AtDesk) -> models.Job:
+    """Withdraw a result for good: its score fails, and every PACS that has it is told."""
+    ids = withdrawal.withdraw(
+        job_id,
+        body.reason,
+        sessions=desk.writers,
+        spool=desk.spool,
+        device_name=desk.settings.ae_title,
+        now=datetime.now(UTC),
+    )
+    with database.transaction(desk.readers) as session:
+        detail = queries.job(job_id, session=session)
+    if detail is None:
+        msg = f"there is no job {job_id}"
+        raise NotFound(msg)
+    for delivery_id in ids:
+        _announce(desk, delivery_id, queue.enqueue_deliver)
     return views.job(detail)
 
 

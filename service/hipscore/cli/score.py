@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hipscore import __version__
 from hipscore.cli.common import files_in, load_settings, print_json, progress, start, table
 from hipscore.domain import RESEARCH_USE, Artifact, ArtifactKind, Segmenter
 from hipscore.header import is_uid, read_image
-from hipscore.pipeline import Analysis, Options, analyse, report
+from hipscore.pipeline import DEFAULT_KINDS, Analysis, Options, analyse, report
 from hipscore.reporting import ReportContext
 from hipscore.reporting.result import result_json
 from hipscore.telemetry import Stopwatch
@@ -30,7 +31,11 @@ _NAMES = {
     ArtifactKind.SEG: "seg.dcm",
     ArtifactKind.SR: "sr.dcm",
     ArtifactKind.OVERLAY: "overlay.png",
+    ArtifactKind.PDF: "report.dcm",
 }
+#: secondary captures, one file each
+_CAPTURES = "captures"
+_PDF = "report.pdf"
 _HEADER: list[BaseTag | int] = [
     Tag(keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "Rows")
 ]
@@ -65,6 +70,8 @@ class _Found:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as a JSON list.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also write a CSV file.")
+@click.option("--pdf", is_flag=True, help="Also write the report as PDF (with the name).")
+@click.option("--sc", is_flag=True, help="Also write pictures as secondary captures.")
 @click.option("--skip-protocol-check", is_flag=True, help="Score series without fat suppression.")
 @click.option("--timings", is_flag=True, help="Print the seconds of every stage.")
 def score(
@@ -73,13 +80,16 @@ def score(
     out: Path,
     as_json: bool,
     csv_file: Path | None,
+    pdf: bool,
+    sc: bool,
     skip_protocol_check: bool,
     timings: bool,
 ) -> None:
     """Score DICOM files without database or network.
 
     PATHS are files or folders; images are grouped by series. Each series gets a folder
-    below --out with seg.dcm, sr.dcm, overlay.png and result.json. Exits 0 also when a
+    below --out with seg.dcm, sr.dcm, overlay.png and result.json; with --pdf also report.pdf
+    and the same as report.dcm, with --sc also captures/000.dcm and so on. Exits 0 also when a
     series is not scorable (its report says why), 1 when nothing was found.
     """
     from hipscore.inference import BundleError, load_segmenter
@@ -97,11 +107,13 @@ def score(
     options = Options(
         protocol_check=not skip_protocol_check, min_head_area_mm2=settings.min_head_area_mm2
     )
+    extra = {ArtifactKind.PDF: pdf, ArtifactKind.SC: sc}
+    kinds = DEFAULT_KINDS | {kind for kind, wanted in extra.items() if wanted}
     results = []
     for series in progress(found, "scoring"):
         watch = Stopwatch()
         try:
-            results.append(_score_one(series, out, segmenter, options, watch))
+            results.append(_score_one(series, out, segmenter, options, watch, kinds=kinds))
         except OSError as error:
             msg = f"results cannot be written: {error}"
             raise click.ClickException(msg) from error
@@ -161,7 +173,13 @@ def _uid_of(header: Dataset, keyword: str) -> str | None:
 
 
 def _score_one(
-    series: _Found, out: Path, segmenter: Segmenter, options: Options, watch: Stopwatch
+    series: _Found,
+    out: Path,
+    segmenter: Segmenter,
+    options: Options,
+    watch: Stopwatch,
+    *,
+    kinds: frozenset[ArtifactKind],
 ) -> dict[str, Any]:
     """Score one series and write its folder. Returns its result JSON."""
     with watch.stage("read"):
@@ -172,7 +190,7 @@ def _score_one(
     # not the service's key: what is made here must not pass for what the service sent
     key = f"offline/{series.series_uid}/{card.sha256}/{now.isoformat()}"
     context = ReportContext(job_key=key, created_at=now, software_version=__version__)
-    artifacts = report(analysis, card, context=context, stage=watch.stage)
+    artifacts = report(analysis, card, context=context, kinds=kinds, stage=watch.stage)
     folder = out / series.folder
     places = _write(artifacts, folder)
     result = result_of(analysis, segmenter, created_at=now, artifacts=places)
@@ -207,15 +225,27 @@ def result_of(
 
 def _write(artifacts: Sequence[Artifact], folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _NAMES.values():  # an earlier run may have left a SEG that this one has not
-        (folder / name).unlink(missing_ok=True)
+    captures = folder / _CAPTURES
+    # an earlier run may have left a SEG that this one has not
+    left = [folder / name for name in (*_NAMES.values(), _PDF)]
+    for path in (*left, *captures.glob("[0-9][0-9][0-9].dcm")):
+        path.unlink(missing_ok=True)
     places = {}
     for artifact in artifacts:
+        if artifact.kind is ArtifactKind.SC:
+            captures.mkdir(exist_ok=True)
+            (captures / f"{artifact.number:03d}.dcm").write_bytes(artifact.data)
+            places[artifact.kind.value] = str(captures)
         if artifact.kind not in _NAMES:  # the second form of the report is for old peers
             continue
         path = folder / _NAMES[artifact.kind]
         path.write_bytes(artifact.data)
         places[artifact.kind.value] = str(path)
+        if artifact.kind is ArtifactKind.PDF:
+            document = dcmread(BytesIO(artifact.data))
+            data = document.EncapsulatedDocument[: document.EncapsulatedDocumentLength]
+            (folder / _PDF).write_bytes(data)
+            places[artifact.kind.value] = str(folder / _PDF)
     return places
 
 

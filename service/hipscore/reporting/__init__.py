@@ -1,4 +1,4 @@
-"""Findings as objects other systems read: DICOM SEG and SR, a PNG contact sheet, JSON.
+"""Findings as objects other systems read: DICOM SEG, SR, secondary captures, PDF; PNG, JSON.
 
 Every builder is a pure function of its arguments. The same arguments give the same
 bytes, so that a result that is built again after a crash is the same object and not
@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from hipscore.domain import EarlierScore, StudyIdentity
+from hipscore.change import Assessment, assess
+from hipscore.domain import EarlierScore, Findings, ModelCard, StudyIdentity
 
-__all__ = ["ReportContext", "SopReference"]
+__all__ = ["ReportContext", "SopReference", "assessed"]
 
 
 UNKNOWN = StudyIdentity()
@@ -83,3 +84,14 @@ class ReportContext:
         if self.created_at.utcoffset() is None:
             msg = f"created_at {self.created_at.isoformat()} has no time zone; pass an aware time"
             raise ValueError(msg)
+
+
+def assessed(findings: Findings, card: ModelCard, context: ReportContext) -> Assessment:
+    """The findings beside the newest earlier score and the limits of the context."""
+    return assess(
+        findings,
+        context.earlier,
+        card,
+        priority_score=context.priority_score,
+        priority_rise=context.priority_rise,
+    )

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code
 
+from hipscore.change import ChangeCode
 from hipscore.domain import RESEARCH_USE, Channel, ReasonCode, Remark, Side
 from hipscore.quality import QualityCode
 
@@ -38,6 +39,13 @@ MEASUREMENT_REPORT = Code("126000", "DCM", "Imaging Measurement Report")  # CID 
 IMAGING_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
 MRI = Code("25056-3", "LN", "MRI unspecified body region")  # CID 100
 COMMENT = Code("121106", "DCM", "Comment")
+SOURCE_IMAGE = Code(  # CID 7202
+    "121322", "DCM", "Source image for image processing operation"
+)
+PRIOR_REPORT = Code("122075", "DCM", "Prior report for current patient")
+STUDY_DATE = Code("111060", "DCM", "Study Date")
+YES = Code("373066001", "SCT", "Yes")  # CID 230
+NO = Code("373067005", "SCT", "No")
 VOLUME = Code("118565006", "SCT", "Volume")
 SEGMENTED_VOXELS = Code("126030", "DCM", "Sum of segmented voxel method for volume")  # CID 7474
 ENGLISH = Code("en", "RFC5646", "English")
@@ -116,9 +124,19 @@ REASON = private("REASON", "Reason for not scoring")
 QUALITY = private("QUALITY", "Quality remark")
 BME_PRESENCE = private("BME_SEGMENTED", "Bone marrow edema segmented")
 SYNOVITIS_PRESENCE = private("SYNOV_SEGMENTED", "Synovitis-effusion segmented")
+EARLIER_SCORE = private("EARLIER_SCORE", "UNet-score of the earlier study")
+EARLIER_SLICES = private("EARLIER_SLICES", "Number of slices of the earlier study")
+SCORE_CHANGE = private("SCORE_CHANGE", "Change of the UNet-score since the earlier study")
+RATIO_CHANGE = private("RATIO_CHANGE", "Change of the mean ratio per slice")
+INDEX_CHANGE = private("INDEX_CHANGE", "Change of the whole-volume ratio")
+COMPARABLE = private("COMPARABLE", "Comparable with the earlier study")
+CHANGE_REMARK = private("CHANGE_REMARK", "Remark on the change")
+PRIORITY = private("PRIORITY", "Reading priority by the limits of this site")
+FLAGGED = private("FLAGGED", "Flagged")
+NOT_FLAGGED = private("NOT_FLAGGED", "Not flagged")
 OTHER = private("OTHER", "Other, see comment")
 
-#: codes of the reasons and quality remarks this release knows
+#: codes of the reasons and remarks this release knows
 REMARKS: Mapping[str, Code] = MappingProxyType(
     {
         ReasonCode.NO_HIP_FOUND.value: private("NO_HIP_FOUND", "No hip found"),
@@ -150,6 +168,9 @@ REMARKS: Mapping[str, Code] = MappingProxyType(
         QualityCode.NOISY_IMAGE.value: private("NOISY_IMAGE", "Noisy image"),
         QualityCode.WEAK_FAT_SUPPRESSION.value: private("WEAK_FAT_SUPPR", "Weak fat suppression"),
         QualityCode.MOTION_OR_GHOSTING.value: private("MOTION_GHOSTING", "Motion or ghosting"),
+        ChangeCode.SLICE_COUNTS.value: private("SLICE_COUNTS", "Other number of slices than then"),
+        ChangeCode.OTHER_MODEL.value: private("OTHER_MODEL", "Other model than then"),
+        ChangeCode.HIPS.value: private("OTHER_HIPS", "Other hips scored than then"),
     }
 )
 

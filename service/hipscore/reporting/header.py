@@ -16,6 +16,7 @@ from pydicom.uid import MRImageStorage
 from pydicom.valuerep import DSfloat
 
 from hipscore import attributes
+from hipscore.domain import StudyIdentity
 from hipscore.reporting import ReportContext, repair, uids
 
 #: type 2 in every report (PS3.3 C.7.1.1, C.7.2.1)
@@ -107,9 +108,9 @@ def headers(images: Sequence[Dataset], context: ReportContext) -> tuple[Dataset,
 
     Every one has valid UIDs, and the same patient, study and order: those of the first
     image, or of the first that says whose it is where the first one's identity is
-    damaged. Study and Series Instance UID that are no UIDs are those of another image,
-    and where none has any, they are derived from the job. A UID is kept although its
-    components have leading zeros.
+    damaged. What they do not say of the order, ``context.identity`` fills in. Study and
+    Series Instance UID that are no UIDs are those of another image, and where none has any,
+    they are derived from the job. A UID is kept although its components have leading zeros.
 
     Raises
     ------
@@ -120,6 +121,7 @@ def headers(images: Sequence[Dataset], context: ReportContext) -> tuple[Dataset,
         msg = "a report needs at least one source image, got none"
         raise ValueError(msg)
     shared = _shared(next((image for image in images if _identified(image)), images[0]))
+    _order(shared, context.identity)
     study = _first_uid(images, "StudyInstanceUID") or uids.derive(context.job_key, "study")
     series = _first_uid(images, "SeriesInstanceUID") or uids.derive(context.job_key, "source")
     found = []
@@ -173,6 +175,27 @@ def _shared(image: Dataset) -> Dataset:
     return header
 
 
+def _order(header: Dataset, known: StudyIdentity) -> None:
+    """Fill in, in place, who ordered the study and as what, where the images do not say."""
+    given = Dataset()
+    given.SpecificCharacterSet = repair.UTF_8
+    given.AccessionNumber = known.accession_number
+    given.ReferringPhysicianName = known.referring_physician
+    request = Dataset()
+    request.RequestedProcedureID = known.requested_procedure_id
+    request.RequestedProcedureDescription = known.requested_procedure_description
+    if known.requested_procedure_id:
+        given.RequestAttributesSequence = [request]
+    filled = repair.elements(
+        given, ("AccessionNumber", "ReferringPhysicianName", "RequestAttributesSequence")
+    )
+    missing = [each for each in filled if not header.get(each.keyword)]
+    for element in missing:
+        if element.keyword != "SpecificCharacterSet" and not element.is_empty:
+            header[element.tag] = element
+    repair.settle(header)
+
+
 def _drop(header: Dataset, *keywords: str) -> None:
     for keyword in keywords:
         header.pop(keyword, None)
@@ -204,6 +227,9 @@ def _describe_plane(image: Dataset, header: Dataset) -> None:
         size = attributes.integer(image, keyword)
         if size is not None and 0 < size < 2**16:
             setattr(header, keyword, size)
+    number = attributes.integer(image, "SeriesNumber")
+    if number is not None and abs(number) < 2**31:
+        header.SeriesNumber = number
     shared = attributes.first_item(image, "SharedFunctionalGroupsSequence")
     of_all = ("PixelMeasuresSequence", "PlaneOrientationSequence")
     groups = [image, *(attributes.first_item(shared, keyword) for keyword in of_all)]

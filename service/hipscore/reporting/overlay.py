@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
+from itertools import accumulate
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hipscore.domain import (
     RESEARCH_USE,
@@ -33,17 +33,14 @@ _OVERVIEW = 400
 _HEADER = 82
 _HEADING = 46
 _CAPTION = 44
-_ROW = _HEADING + _TILE + _CAPTION + 8
+_STEP = _TILE + _CAPTION
+_ROW = _HEADING + _STEP + 8
 _WIDTH = 2 * _MARGIN + _OVERVIEW + 20 + TILES * _TILE + (TILES - 1) * _GAP
 _FOOTER = 40
 _LINE = 22
 #: quality remarks written out; the report has them all
 _REMARKS = 8
 
-_BACKGROUND = (12, 12, 14)
-_TEXT = (235, 235, 235)
-_DIM = (160, 160, 165)
-_WARNING = (255, 196, 64)
 _FRAME = (255, 255, 255)
 
 _LETTER = {Side.RIGHT: "R", Side.LEFT: "L"}
@@ -57,6 +54,15 @@ class _Row:
     masks: BoolArray | None
     slices: tuple[int, ...]
 
+    @property
+    def lines(self) -> int:
+        """How many lines of tiles it takes."""
+        return max(1, -(-len(self.slices) // TILES))
+
+    @property
+    def height(self) -> int:
+        return _HEADING + self.lines * _STEP + 8
+
 
 def render(
     volume: Volume | None,
@@ -69,8 +75,8 @@ def render(
     """Draw the sheet: an overview, and per hip one row of slices from front to back.
 
     The patient's right is on the left of every picture, whichever way the source images
-    run; pixels are shown in their true aspect. Up to eight scored slices are shown, the
-    central one and the one with the largest ratio among them.
+    run; pixels are shown in their true aspect. Every scored slice is shown, the central one
+    framed, those of one hip in two lines where they do not fit in one.
 
     Parameters
     ----------
@@ -81,36 +87,39 @@ def render(
     findings
         What is written beside the pictures.
     title, subtitle
-        Heading. Must not identify the patient.
+        Heading: what this is; of which series, when and by which model it was made. Must not
+        identify the patient.
 
-    Returns
-    -------
-    bytes
-        PNG, RGB.
+    Returns the PNG, RGB.
     """
     rows = [] if volume is None else _rows(volume, masks, findings)
     remarks = _remarks(findings)
-    height = _HEADER + max(len(rows), 2) * _ROW + _FOOTER
-    sheet = Image.new("RGB", (_WIDTH, height + len(remarks) * _LINE), _BACKGROUND)
-    _header(sheet, findings, title, subtitle)
+    tops = list(accumulate((row.height for row in rows), initial=_HEADER))
+    height = max(tops[-1], _HEADER + 2 * _ROW) + _FOOTER
+    sheet = Image.new("RGB", (_WIDTH, height + len(remarks) * _LINE), picture.BACKGROUND)
+    _header(sheet, findings, title)
+    lines = "\n".join(textwrap.wrap(codes.plain(subtitle), width=54)[:3])
+    below = (_MARGIN, _HEADER + _OVERVIEW + 122)
+    ImageDraw.Draw(sheet).multiline_text(below, lines, picture.DIM, picture.font(15), spacing=4)
     if volume is not None:
         view, window = picture.View.canonical(volume.grid), picture.Window.of(volume.voxels)
         radius = max((row.hip.hip.radius_mm for row in rows), default=24.0)
         mm = float(np.clip(2.1 * radius, 36.0, 60.0)) * 2 / _TILE
         _overview(sheet, volume, rows, view=view, window=window, crop_mm=mm * _TILE)
-        for number, row in enumerate(rows):
-            top = _HEADER + number * _ROW
+        for row, top in zip(rows, tops, strict=False):
             _hip_row(sheet, volume, row, top, view=view, window=window, mm=mm)
         if not rows:
             _middle_slices(sheet, volume, view=view, window=window)
     if findings.reason is not None and not rows:
         top = _HEADER + (_TILE + 40 if volume is not None else 0)
-        _paragraph(sheet, (_left(), top), f"Not scored: {findings.reason.text}", _WARNING, 22)
+        _paragraph(
+            sheet, (_left(), top), f"Not scored: {findings.reason.text}", picture.WARNING, 22
+        )
     if rows:
         _legend(sheet, height)
     for number, line in enumerate(remarks):
         place = (_left(), height - 4 + number * _LINE)
-        ImageDraw.Draw(sheet).text(place, line, _WARNING, _font(16))
+        ImageDraw.Draw(sheet).text(place, line, picture.WARNING, picture.font(16))
     buffer = BytesIO()
     sheet.save(buffer, format="PNG", optimize=False, compress_level=3)
     return buffer.getvalue()
@@ -131,11 +140,7 @@ def _rows(volume: Volume, masks: Sequence[Masks], findings: Findings) -> list[_R
 def _chosen(volume: Volume, hip: HipFindings, masks: BoolArray | None) -> tuple[int, ...]:
     """Slice indices to show, anterior first."""
     if hip.slices:
-        wanted = [item.slice_index for item in hip.slices]
-        areas = [item.head_mm2 for item in hip.slices]
-        ratios = [item.ratio for item in hip.slices]
-        must = [wanted[int(np.argmax(areas))], wanted[int(np.argmax(ratios))]]
-        return thinned(wanted, must)
+        return tuple(item.slice_index for item in hip.slices)  # 15 at most
     if masks is not None and masks[Channel.FEMORAL_HEAD].any():
         area = masks[Channel.FEMORAL_HEAD].sum(axis=(1, 2))
         return thinned([int(z) for z in np.flatnonzero(area)], [int(np.argmax(area))])
@@ -157,27 +162,14 @@ def thinned(wanted: Sequence[int], must: Sequence[int], limit: int = TILES) -> t
     return tuple(sorted(keep))
 
 
-def _outlines(masks: BoolArray | None, z: int) -> dict[tuple[int, int, int], BoolArray]:
-    if masks is None:
-        return {}
-    return {codes.STRUCTURES[channel].rgb: masks[channel, z] for channel in Channel}
-
-
 # --- drawing --------------------------------------------------------------------------
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _left() -> int:
     return _MARGIN + _OVERVIEW + 20
 
 
-def _header(sheet: Image.Image, findings: Findings, title: str, subtitle: str) -> None:
+def _header(sheet: Image.Image, findings: Findings, title: str) -> None:
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 12), codes.plain(title), _TEXT, _font(28))
-    if subtitle:
-        draw.text((_MARGIN, 46), codes.plain(subtitle), _DIM, _font(16))
+    draw.text((_MARGIN, 12), codes.plain(title), picture.TEXT, picture.font(28))
     scored = [hip for hip in findings.hips if hip.scored]
     if findings.unet_score is not None:
         text = f"UNet-score {findings.unet_score:.2f}"
@@ -185,9 +177,9 @@ def _header(sheet: Image.Image, findings: Findings, title: str, subtitle: str) -
         note = f"{len(scored)} hip{'s' if len(scored) > 1 else ''}, {count} slices"
     else:
         text, note = "Not scored", ""
-    draw.text((_left(), 12), text, _TEXT, _font(28))
-    draw.text((_left(), 46), note, _DIM, _font(16))
-    draw.text((_WIDTH - _MARGIN, 18), RESEARCH_USE, _WARNING, _font(22), anchor="ra")
+    draw.text((_left(), 12), text, picture.TEXT, picture.font(28))
+    draw.text((_left(), 46), note, picture.DIM, picture.font(16))
+    draw.text((_WIDTH - _MARGIN, 18), RESEARCH_USE, picture.WARNING, picture.font(22), anchor="ra")
 
 
 def _overview(
@@ -203,27 +195,41 @@ def _overview(
     z, centre, mm = _whole(volume, rows)
     outlines: dict[tuple[int, int, int], BoolArray] = {}
     for row in rows:
-        for colour, mask in _outlines(row.masks, z).items():
+        for colour, mask in picture.outlines(row.masks, z).items():
             outlines[colour] = mask | outlines.get(colour, np.zeros_like(mask))
     size = (_OVERVIEW, _OVERVIEW)
     tile = picture.draw(
-        volume.voxels[z], outlines, view=view, window=window, centre=centre, mm=mm, size=size
+        volume.voxels[z],
+        outlines.items(),
+        view=view,
+        window=window,
+        centre=centre,
+        mm=mm,
+        size=size,
     )
     draw = ImageDraw.Draw(tile)
     for row in rows:
         x, y = _on_tile(volume, row, view.coefficients(centre, mm, size))
         half = crop_mm / mm / 2
-        draw.rectangle((x - half, y - half, x + half, y + half), outline=_TEXT)
+        draw.rectangle((x - half, y - half, x + half, y + half), outline=picture.TEXT)
     for letter, x, anchor in zip(view.letters, (8, _OVERVIEW - 8), ("lm", "rm"), strict=True):
         place = (x, _OVERVIEW / 2)
-        draw.text(place, letter, _WARNING, _font(26), anchor, stroke_width=3, stroke_fill=(0, 0, 0))
+        draw.text(
+            place,
+            letter,
+            picture.WARNING,
+            picture.font(26),
+            anchor,
+            stroke_width=3,
+            stroke_fill=(0, 0, 0),
+        )
     sheet.paste(tile, (_MARGIN, _HEADER))
     number = volume.sources[z].instance_number
     ImageDraw.Draw(sheet).text(
         (_MARGIN, _HEADER + _OVERVIEW + 6),
         f"slice {number}; {view.letters[0]} and {view.letters[1]} are the patient's sides",
-        _DIM,
-        _font(15),
+        picture.DIM,
+        picture.font(15),
     )
 
 
@@ -262,54 +268,61 @@ def _hip_row(
     areas = {z: item.head_mm2 for z, item in scores.items()}
     central = max(areas, key=lambda z: areas[z]) if areas else None
     draw = ImageDraw.Draw(sheet)
+    per_line = -(-len(row.slices) // row.lines)
+    heading = top + _HEADING
     for position, z in enumerate(row.slices):
-        left = _left() + position * (_TILE + _GAP)
+        left = _left() + position % per_line * (_TILE + _GAP)
+        top = heading + position // per_line * _STEP
         tile = picture.draw(
             volume.voxels[z],
-            _outlines(row.masks, z),
+            picture.outlines(row.masks, z).items(),
             view=view,
             window=window,
             centre=(float(y), float(x)),
             mm=mm,
             size=(_TILE, _TILE),
         )
-        sheet.paste(tile, (left, top + _HEADING))
+        sheet.paste(tile, (left, top))
         if z == central:
-            box = (left - 1, top + _HEADING - 1, left + _TILE, top + _HEADING + _TILE)
+            box = (left - 1, top - 1, left + _TILE, top + _TILE)
             draw.rectangle(box, outline=_FRAME, width=2)
-        below = top + _HEADING + _TILE + 3
+        below = top + _TILE + 3
         name = f"slice {volume.sources[z].instance_number}"
         if z in scores:
             group = "central slice" if z == central else scores[z].group.value
-            draw.text((left, below), f"{name}, {group}", _DIM, _font(15))
+            draw.text((left, below), f"{name}, {group}", picture.DIM, picture.font(15))
             _ratios(draw, (left, below + 18), scores[z])
         else:
-            draw.text((left, below), name, _DIM, _font(15))
-    if len(row.slices) < len(row.hip.slices):
-        text = f"{len(row.slices)} of {len(row.hip.slices)} scored slices shown"
-        draw.text((_WIDTH - _MARGIN, top + 27), text, _DIM, _font(15), anchor="ra")
+            draw.text((left, below), name, picture.DIM, picture.font(15))
 
 
 def _ratios(draw: ImageDraw.ImageDraw, at: tuple[float, float], score: SliceScore) -> None:
     """Write a slice's ratio, and what edema and synovitis have in it, in their colours."""
     parts = (
-        (f"ratio {score.ratio:.3f}", _TEXT, 0),
+        (f"ratio {score.ratio:.3f}", picture.TEXT, 0),
         (f"{score.bme_ratio:.3f}", codes.STRUCTURES[Channel.BME].rgb, 88),
         (f"{score.synovitis_ratio:.3f}", codes.STRUCTURES[Channel.SYNOVITIS].rgb, 134),
     )
     for text, colour, offset in parts:
-        draw.text((at[0] + offset, at[1]), text, colour, _font(15))
+        draw.text((at[0] + offset, at[1]), text, colour, picture.font(15))
 
 
 def _heading(sheet: Image.Image, hip: HipFindings, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
     left = _left()
     side = hip.hip.side
-    draw.text((left, top + 4), _LETTER[side], _WARNING, _font(32))
-    draw.text((left + 34, top + 2), f"{side.value.capitalize()} hip", _TEXT, _font(19))
+    draw.text((left, top + 4), _LETTER[side], picture.WARNING, picture.font(32))
+    draw.text(
+        (left + 34, top + 2), f"{side.value.capitalize()} hip", picture.TEXT, picture.font(19)
+    )
     if hip.unet_score is None:
         text = hip.reason.text if hip.reason is not None else "not scored"
-        draw.text((left + 34, top + 24), codes.plain(f"Not scored: {text}"), _WARNING, _font(16))
+        draw.text(
+            (left + 34, top + 24),
+            codes.plain(f"Not scored: {text}"),
+            picture.WARNING,
+            picture.font(16),
+        )
         return
     counts = ", ".join(
         f"{number} {group.value}"
@@ -320,16 +333,16 @@ def _heading(sheet: Image.Image, hip: HipFindings, top: int) -> None:
         (left + 150, top + 2),
         f"UNet-score {hip.unet_score:.2f}   (BME {hip.bme_score:.2f}, "
         f"synovitis {hip.synovitis_score:.2f})   {len(hip.slices)} slices: {counts}",
-        _TEXT,
-        _font(19),
+        picture.TEXT,
+        picture.font(19),
     )
     draw.text(
         (left + 34, top + 26),
         f"femoral head {hip.femoral_head_ml:.1f} mL   BME {hip.bme_ml:.1f} mL   "
         f"synovitis-effusion {hip.synovitis_ml:.1f} mL   effusion {hip.effusion_mm:.1f} mm thick"
         f"   mean ratio {hip.mean_ratio:.3f}",
-        _DIM,
-        _font(15),
+        picture.DIM,
+        picture.font(15),
     )
 
 
@@ -345,7 +358,7 @@ def _middle_slices(
         left = _left() + position * (_TILE + _GAP)
         tile = picture.draw(
             volume.voxels[z],
-            {},
+            (),
             view=view,
             window=window,
             centre=centre,
@@ -354,14 +367,16 @@ def _middle_slices(
         )
         sheet.paste(tile, (left, _HEADER))
         name = f"slice {volume.sources[z].instance_number}"
-        draw.text((left, _HEADER + _TILE + 2), name, _DIM, _font(15))
+        draw.text((left, _HEADER + _TILE + 2), name, picture.DIM, picture.font(15))
 
 
 def _paragraph(
     sheet: Image.Image, at: tuple[int, int], text: str, colour: tuple[int, int, int], size: int
 ) -> None:
     lines = textwrap.wrap(codes.plain(text), width=110)
-    ImageDraw.Draw(sheet).multiline_text(at, "\n".join(lines), colour, _font(size), spacing=6)
+    ImageDraw.Draw(sheet).multiline_text(
+        at, "\n".join(lines), colour, picture.font(size), spacing=6
+    )
 
 
 def _remarks(findings: Findings) -> list[str]:
@@ -379,7 +394,7 @@ def _legend(sheet: Image.Image, height: int) -> None:
     for channel in Channel:
         structure = codes.STRUCTURES[channel]
         draw.rectangle((x, y + 3, x + 22, y + 17), outline=structure.rgb, width=3)
-        draw.text((x + 32, y), structure.noun, _TEXT, _font(17))
+        draw.text((x + 32, y), structure.noun, picture.TEXT, picture.font(17))
         y += 26
     text = "Slices run from front to back. Totals over different slice counts do not compare."
-    draw.text((_left(), height - 28), codes.plain(text), _DIM, _font(16))
+    draw.text((_left(), height - 28), codes.plain(text), picture.DIM, picture.font(16))

@@ -5,17 +5,39 @@ Shape legend: ``(Y, X)`` source rows and columns, ``(V, U)`` rows and columns of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFont
 
-from hipscore.domain import BoolArray, FloatArray, Grid
+from hipscore.domain import BoolArray, Channel, FloatArray, Grid
+from hipscore.reporting import codes
+
+BACKGROUND = (12, 12, 14)
+TEXT = (235, 235, 235)
+DIM = (160, 160, 165)
+WARNING = (255, 196, 64)
 
 _OVERSAMPLING = 3  # outlines are found on a finer raster, then averaged: smooth lines
-_LINE = 5  # their width there
+#: width of an outline there
+LINE = 5
+THIN = 4
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters of all pictures; they have the default repertoire (:func:`codes.plain`)."""
+    return ImageFont.load_default(size)
+
+
+def outlines(masks: BoolArray | None, z: int) -> dict[tuple[int, int, int], BoolArray]:
+    """Colour to mask ``(Y, X)`` of the structures ``(K, Z, Y, X)`` on one slice."""
+    if masks is None:
+        return {}
+    return {codes.STRUCTURES[channel].rgb: masks[channel, z] for channel in Channel}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +139,14 @@ class Window:
 
 def draw(
     image: FloatArray,
-    outlines: Mapping[tuple[int, int, int], BoolArray],
+    outlines: Iterable[tuple[tuple[int, int, int], BoolArray]],
     *,
     view: View,
     window: Window,
     centre: tuple[float, float],
     mm: float,
     size: tuple[int, int],
+    line: int = LINE,
 ) -> Image.Image:
     """Draw one tile.
 
@@ -132,11 +155,13 @@ def draw(
     image
         ``(Y, X)`` stored values.
     outlines
-        Colour to mask ``(Y, X)``; drawn in order, the last on top.
+        Colour and mask ``(Y, X)``; drawn in order, the last on top.
     view, window
         How to show it.
     centre, mm, size
         See :meth:`View.coefficients`.
+    line
+        Width of the outlines, third pixels.
 
     Returns
     -------
@@ -148,35 +173,60 @@ def draw(
     tile = grey.transform(
         size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BICUBIC
     ).convert("RGB")
-    for colour, mask in outlines.items():
-        if mask.any():
-            alpha = _outline(mask, view=view, centre=centre, mm=mm, size=size)
-            tile.paste(colour, mask=alpha)
+    for colour, mask in outlines:
+        box = _covered(mask, coefficients, size)
+        if box is not None:
+            tile.paste(colour, box, _outline(mask, coefficients, box, line))
     return tile
 
 
-def _outline(
-    mask: BoolArray,
-    *,
-    view: View,
-    centre: tuple[float, float],
-    mm: float,
-    size: tuple[int, int],
-) -> Image.Image:
-    """Opacity of the mask's inner edge on the tile, mode L."""
+_Coefficients = tuple[float, float, float, float, float, float]
+_Box = tuple[int, int, int, int]
+
+
+def _covered(mask: BoolArray, coefficients: _Coefficients, size: tuple[int, int]) -> _Box | None:
+    """The part of the tile where the mask is: left, upper, right, lower; None where it is not."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return None
+    a, b, c, d, e, f = coefficients
+    corners = [(x, y) for x in (columns[0], columns[-1] + 1) for y in (rows[0], rows[-1] + 1)]
+    found = np.array([np.linalg.solve([[a, b], [d, e]], [x - c, y - f]) for x, y in corners])
+    low, high = np.floor(found.min(axis=0)) - 3, np.ceil(found.max(axis=0)) + 3
+    box = (
+        max(0, int(low[0])),
+        max(0, int(low[1])),
+        min(size[0], int(high[0])),
+        min(size[1], int(high[1])),
+    )
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def _outline(mask: BoolArray, coefficients: _Coefficients, box: _Box, line: int) -> Image.Image:
+    """Opacity of the mask's inner edge in a box of the tile, mode L."""
+    size = (box[2] - box[0], box[3] - box[1])
     fine = (size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING)
-    coefficients = view.coefficients(centre, mm / _OVERSAMPLING, fine)
+    a, b, c, d, e, f = coefficients
+    step = 1 / _OVERSAMPLING
+    shifted = (
+        a * step,
+        b * step,
+        c + a * box[0] + b * box[1],
+        d * step,
+        e * step,
+        f + d * box[0] + e * box[1],
+    )
     source = Image.fromarray(mask.astype(np.uint8) * 255)
     inside = (
         np.asarray(
             source.transform(
-                fine, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR
+                fine, Image.Transform.AFFINE, shifted, resample=Image.Resampling.BILINEAR
             )
         )
         >= 128
     )
     core = inside
-    for _ in range(_LINE):
+    for _ in range(line):
         core = _eroded(core)
     edge = Image.fromarray((inside & ~core).astype(np.uint8) * 255)
     return edge.resize(size, Image.Resampling.BOX)

@@ -102,12 +102,23 @@ def elements(dataset: Dataset, keywords: Iterable[str]) -> Dataset:
         element = _element(dataset, Tag(keyword), terms, _MAX_DEPTH)
         if element is not None:
             result.add(element)
-    words = [text for text in _texts(result) if not text.isascii()]
+    _settle(result, terms)
+    return result
+
+
+def settle(dataset: Dataset) -> None:
+    """Give texts that were put together the Specific Character Set they can be written in."""
+    terms = _character_set(dataset)
+    dataset.pop("SpecificCharacterSet", None)
+    _settle(dataset, terms)
+
+
+def _settle(dataset: Dataset, terms: tuple[str, ...] | None) -> None:
+    words = [text for text in _texts(dataset) if not text.isascii()]
     if words and not (terms and all(_encodable(text, terms) for text in words)):
         terms = (UTF_8,)
     if terms:
-        result.SpecificCharacterSet = list(terms) if len(terms) > 1 else terms[0]
-    return result
+        dataset.SpecificCharacterSet = list(terms) if len(terms) > 1 else terms[0]
 
 
 def uid(dataset: Dataset, keyword: str) -> str:

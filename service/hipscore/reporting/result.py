@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
+from hipscore.change import Assessment, Change, HipChange
 from hipscore.domain import Findings, HipFindings, ModelCard, Remark, SliceScore
 
 Status: TypeAlias = Literal["queued", "analysing", "scored", "not_scorable", "failed"]
@@ -22,6 +23,7 @@ def result_json(
     supersedes: str | None = None,
     artifacts: Mapping[str, str] | None = None,
     reason: Remark | None = None,
+    assessment: Assessment | None = None,
 ) -> dict[str, Any]:
     """Build the result document; ``result.schema.json`` beside this module describes it.
 
@@ -36,9 +38,11 @@ def result_json(
     supersedes
         What this result replaces.
     artifacts
-        Where ``seg``, ``sr`` and ``overlay`` lie.
+        Where ``seg``, ``sr``, ``overlay``, and ``sc`` and ``pdf`` where they were made, lie.
     reason
         Why there is no score; the findings' own reason unless given.
+    assessment
+        What changed since an earlier score, and whether this is flagged.
 
     Returns
     -------
@@ -60,6 +64,11 @@ def result_json(
             else None
         ),
         "quality": [_remark(item) for item in findings.quality] if findings is not None else [],
+        "change": _change(assessment.change) if assessment is not None else None,
+        "priority": {
+            "flag": assessment is not None and assessment.priority.flag,
+            "reason": assessment.priority.reason if assessment is not None else None,
+        },
         "created_at": created_at.isoformat() if created_at is not None else None,
         "supersedes": supersedes,
         "artifacts": dict(artifacts or {}),
@@ -68,6 +77,33 @@ def result_json(
 
 def _remark(remark: Remark | None) -> dict[str, str] | None:
     return {"code": str(remark.code), "text": remark.text} if remark is not None else None
+
+
+def _change(change: Change | None) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    return {
+        "study_instance_uid": change.earlier.study_instance_uid,
+        "sr_instance_uid": change.earlier.sr_instance_uid,
+        "study_date": change.earlier.study_date or None,
+        "unet_score": change.earlier.unet_score,
+        "model": change.earlier.model,
+        "difference": change.unet_score,
+        "hips": [_hip_change(hip) for hip in change.hips],
+        "comparable": change.comparable,
+        "remarks": [_remark(item) for item in change.remarks],
+    }
+
+
+def _hip_change(hip: HipChange) -> dict[str, Any]:
+    return {
+        "side": hip.side.value,
+        "difference": hip.unet_score,
+        "mean_ratio_difference": hip.mean_ratio,
+        "whole_volume_index_difference": hip.whole_volume_index,
+        "slices_then": hip.slices_then,
+        "slices_now": hip.slices_now,
+    }
 
 
 def _hip(hip: HipFindings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from hipscore.domain import Volume
-from hipscore.reporting import ReportContext, codes, uids
+from hipscore.reporting import ReportContext, SopReference, codes, uids
 from hipscore.reporting.header import EQUIPMENT, IDENTITY, LOSSY, TYPE_2, decimals
 
 MANUFACTURER = "hipscore"
@@ -135,6 +135,27 @@ def copy_elements(source: Dataset, target: Dataset, keywords: Iterable[str]) -> 
             target[keyword] = copy.deepcopy(source[keyword])
 
 
+def reference(header: Dataset) -> Dataset:
+    """An item that names a SOP instance (PS3.3 table 10-11)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item
+
+
+def referenced_series(headers: Sequence[Dataset]) -> list[Dataset]:
+    """Items of Referenced Series Sequence (PS3.3 table C.12-8): instances of this study."""
+    items: dict[str, Dataset] = {}
+    for header in headers:
+        uid = str(header.SeriesInstanceUID)
+        if uid not in items:
+            items[uid] = Dataset()
+            items[uid].SeriesInstanceUID = uid
+            items[uid].ReferencedInstanceSequence = []
+        items[uid].ReferencedInstanceSequence.append(reference(header))
+    return list(items.values())
+
+
 def referenced_request(header: Dataset) -> list[Dataset]:
     """Items of Referenced Request Sequence (0040,A370): the order the images were made for.
 
@@ -159,10 +180,34 @@ def referenced_request(header: Dataset) -> list[Dataset]:
     return items
 
 
+def evidence(segmentation: Dataset, like: Dataset) -> Dataset:
+    """Stand-in of our SEG, for highdicom: a stub with its own identity."""
+    item = copy.deepcopy(like)
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
+        setattr(item, keyword, str(segmentation[keyword].value))
+    return item
+
+
+def predecessors(reference: SopReference | None) -> list[Dataset] | None:
+    """What highdicom makes Predecessor Documents Sequence of."""
+    if reference is None:
+        return None
+    item = Dataset()
+    item.SOPClassUID = reference.sop_class_uid
+    item.SOPInstanceUID = reference.sop_instance_uid
+    item.SeriesInstanceUID = reference.series_instance_uid
+    item.StudyInstanceUID = reference.study_instance_uid
+    return [item]
+
+
+#: Series Number, and what the series holds
 _SERIES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "seg": (9001, "hipscore segmentation (research)"),
-        "sr": (9002, "hipscore report (research)"),
+        "seg": (9001, "SEG"),
+        "sr": (9002, "report"),
+        "sc": (9003, "images"),
+        "pdf": (9004, "PDF"),
+        "rejection": (9005, "withdrawal"),
     }
 )
 
@@ -180,8 +225,9 @@ def finish(report: Dataset, header: Dataset, context: ReportContext, kind: str) 
     for keyword in TYPE_2:
         setattr(report, keyword, "")
     copy_elements(header, report, ("SpecificCharacterSet", "StudyInstanceUID", *IDENTITY))
-    report.SeriesNumber, report.SeriesDescription = _SERIES[kind]
-    _stamp(report, header, context)
+    created = _stamp(report, header, context)
+    report.SeriesNumber, noun = _SERIES[kind]
+    report.SeriesDescription = _described(noun, header, context, created)
     report.Manufacturer = MANUFACTURER
     report.ManufacturerModelName = MODEL
     report.SoftwareVersions = context.software_version
@@ -191,8 +237,20 @@ def finish(report: Dataset, header: Dataset, context: ReportContext, kind: str) 
     report.file_meta = _file_meta(report, context)
 
 
-def _stamp(report: Dataset, header: Dataset, context: ReportContext) -> None:
-    """Dates and times, in the time zone the images declare."""
+def _described(noun: str, header: Dataset, context: ReportContext, created: datetime) -> str:
+    """Series Description: tells apart what is made of one study, and of one series again."""
+    parts = [f"hipscore {noun} (research)"]
+    if "SeriesNumber" in header:
+        parts.append(f"series {header.SeriesNumber}")
+    parts.append(f"{created:%Y-%m-%d %H:%M:%S}")
+    if context.predecessor is not None:
+        parts.append("update")
+    text = " ".join(parts)
+    return text if len(text) <= 64 else " ".join([parts[0], *parts[2:]])
+
+
+def _stamp(report: Dataset, header: Dataset, context: ReportContext) -> datetime:
+    """Dates and times, in the time zone the images declare. Returns the moment in that."""
     created = context.created_at
     match = _OFFSET.fullmatch(header.get("TimezoneOffsetFromUTC", ""))
     if match is not None:
@@ -208,6 +266,7 @@ def _stamp(report: Dataset, header: Dataset, context: ReportContext) -> None:
     for item in report.get("ContributingEquipmentSequence", []):
         if "ContributionDateTime" in item:
             del item.ContributionDateTime
+    return created
 
 
 def _da(moment: datetime) -> str:

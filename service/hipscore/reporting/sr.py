@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     AlgorithmIdentification,
-    CodedConcept,
     Comprehensive3DSR,
     ComprehensiveSR,
-    DeviceObserverIdentifyingAttributes,
     FindingSite,
     LanguageOfContentItemAndDescendants,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
     ObservationContext,
-    ObserverContext,
     QualitativeEvaluation,
     ReferencedSegment,
     RelationshipTypeValues,
@@ -33,6 +29,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import MRImageStorage
 
+from hipscore.change import Assessment, Change, model_name
 from hipscore.domain import (
     RESEARCH_USE,
     Channel,
@@ -44,8 +41,17 @@ from hipscore.domain import (
     Side,
     Volume,
 )
-from hipscore.reporting import ReportContext, SopReference, codes, library, source, uids
+from hipscore.reporting import (
+    ReportContext,
+    assessed,
+    codes,
+    comparison,
+    library,
+    source,
+    uids,
+)
 from hipscore.reporting.header import headers, silently
+from hipscore.reporting.observer import device
 from hipscore.reporting.seg import ALGORITHM, Segment, segments
 from hipscore.reporting.source import to_bytes
 
@@ -110,9 +116,13 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
         )
         raise ValueError(msg)
     tidy = headers(images, context)
+    assessment = assessed(findings, card, context)
     groups: list[_Group] = [
-        _patient_group(findings, card, context, clean=seg is None),
-        *(_hip_group(hip, tidy, masks, card, context) for hip in findings.hips),
+        _patient_group(findings, card, context, assessment, clean=seg is None),
+        *(
+            _hip_group(hip, tidy, masks, card, context, change=assessment.change)
+            for hip in findings.hips
+        ),
     ]
     if seg is not None and volume is not None:
         series_uid = str(tidy[0].SeriesInstanceUID)
@@ -120,7 +130,8 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
     report = _report(tidy, groups, context)
     stubs = source.stubs(tidy)
     stubs[0].SOPClassUID = MRImageStorage  # highdicom fails where it does not know the class
-    evidence = [*stubs, *([_evidence(seg, stubs[0])] if seg is not None else [])]
+    evidence = [*stubs, *([source.evidence(seg, stubs[0])] if seg is not None else [])]
+    evidence += comparison.evidence(assessment.change)
     build = Comprehensive3DSR if comprehensive3d else ComprehensiveSR
     document: Dataset = build(
         evidence=evidence,
@@ -136,7 +147,7 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
         is_final=False,
         is_verified=False,
         requested_procedures=source.referenced_request(tidy[0]) or None,
-        previous_versions=_predecessors(context.predecessor),
+        previous_versions=source.predecessors(context.predecessor),
         coding_schemes=[
             CodingSchemeIdentificationItem(
                 designator=codes.SCHEME,
@@ -163,18 +174,8 @@ def _classify(document: Dataset, header: Dataset) -> None:
 def _report(
     tidy: Sequence[Dataset], groups: Sequence[_Group], context: ReportContext
 ) -> MeasurementReport:
-    observer = DeviceObserverIdentifyingAttributes(
-        uid=uids.derive("hipscore", "device", context.device_name, context.device_serial),
-        name=codes.plain(context.device_name),
-        manufacturer_name=source.MANUFACTURER,
-        model_name=f"{source.MODEL} {context.software_version}",
-        serial_number=context.device_serial,
-    )
-    device = CodedConcept("121007", "DCM", "Device")
     report = MeasurementReport(
-        observation_context=ObservationContext(
-            observer_device_context=ObserverContext(device, observer)
-        ),
+        observation_context=ObservationContext(observer_device_context=device(context)),
         procedure_reported=codes.MRI,
         imaging_measurements=groups,
         title=codes.MEASUREMENT_REPORT,
@@ -189,7 +190,12 @@ def _report(
 
 
 def _patient_group(
-    findings: Findings, card: ModelCard, context: ReportContext, *, clean: bool
+    findings: Findings,
+    card: ModelCard,
+    context: ReportContext,
+    assessment: Assessment,
+    *,
+    clean: bool,
 ) -> MeasurementsAndQualitativeEvaluations:
     """TID 1501 for the patient: the score, or the reason why there is none."""
     scored = [hip for hip in findings.hips if hip.scored]
@@ -199,6 +205,7 @@ def _patient_group(
             _measurement(codes.UNET_SCORE, findings.unet_score, codes.NO_UNITS),
             _measurement(codes.HIPS_SCORED, len(scored), codes.HIPS),
             _measurement(codes.SLICES_USED, sum(len(hip.slices) for hip in scored), codes.SLICES),
+            *_measurements(comparison.of_patient(assessment.change)),
         ]
     sides = {hip.hip.side for hip in (scored or findings.hips)}
     if len(sides) == 2:
@@ -209,6 +216,7 @@ def _patient_group(
         QualitativeEvaluation(codes.INTENDED_USE, codes.RESEARCH),
         *_status(findings.reason),
         *(QualitativeEvaluation(codes.QUALITY, codes.remark_code(it)) for it in findings.quality),
+        *comparison.evaluations(assessment, context),
     ]
     comments = [RESEARCH_USE]
     if findings.reason is not None:
@@ -216,6 +224,7 @@ def _patient_group(
     else:
         comments.append(_COUNTS)
     comments.extend(remark.text for remark in findings.quality)
+    comments.extend(comparison.comments(assessment))
     if clean:
         comments.append(_NO_SEGMENT)
     group = MeasurementsAndQualitativeEvaluations(
@@ -227,6 +236,7 @@ def _patient_group(
         qualitative_evaluations=evaluations,
     )
     _comment(group, comments)
+    group[0].ContentSequence.extend(comparison.references(assessment.change))
     return group
 
 
@@ -236,10 +246,12 @@ def _hip_group(
     masks: Sequence[Masks],
     card: ModelCard,
     context: ReportContext,
+    *,
+    change: Change | None,
 ) -> MeasurementsAndQualitativeEvaluations:
     """TID 1501 for one hip, with the slices it was scored on as its source images."""
     side = hip.hip.side
-    values: list[tuple[Code, float | None, Code]] = [
+    values: list[comparison.Value] = [
         (codes.UNET_SCORE, hip.unet_score, codes.NO_UNITS),
         (codes.BME_SCORE, hip.bme_score, codes.NO_UNITS),
         (codes.SYNOVITIS_SCORE, hip.synovitis_score, codes.NO_UNITS),
@@ -247,6 +259,7 @@ def _hip_group(
         (codes.MEAN_RATIO, hip.mean_ratio, codes.RATIO),
         (codes.VOLUME_INDEX, hip.whole_volume_index, codes.RATIO),
         (codes.EFFUSION, hip.effusion_mm if hip.scored else None, codes.MM),
+        *comparison.of_hip(change, side),
     ]
     evaluations = [*_status(hip.reason), *_presence(side, masks)]
     group = MeasurementsAndQualitativeEvaluations(
@@ -254,9 +267,7 @@ def _hip_group(
         method=codes.METHOD,
         algorithm_id=_algorithm(card),
         finding_sites=[FindingSite(codes.HIP_JOINT, codes.LATERALITY[side])],
-        measurements=[
-            _measurement(code, value, unit) for code, value, unit in values if value is not None
-        ],
+        measurements=_measurements(values),
         qualitative_evaluations=evaluations,
         source_images=_slices(hip, tidy),
     )
@@ -292,6 +303,10 @@ def _segment_group(
             _measurement(codes.VOLUME, millilitres, codes.ML, method=codes.SEGMENTED_VOXELS)
         ],
     )
+
+
+def _measurements(values: Sequence[comparison.Value]) -> list[Measurement]:
+    return [_measurement(code, value, unit) for code, value, unit in values if value is not None]
 
 
 def _measurement(
@@ -348,7 +363,7 @@ def _algorithm(card: ModelCard) -> AlgorithmIdentification:
     """TID 4019; the digest names the model beyond doubt."""
     return AlgorithmIdentification(
         name=ALGORITHM,
-        version=codes.plain(f"{card.id} {card.version}"),
+        version=codes.plain(model_name(card)),
         parameters=[f"model_sha256={card.sha256}"],
         family=codes.ARTIFICIAL_INTELLIGENCE,
         manufacturer=source.MANUFACTURER,
@@ -367,21 +382,3 @@ def _comment(group: MeasurementsAndQualitativeEvaluations, texts: Sequence[str])
                 codes.COMMENT, codes.plain(text), relationship_type=RelationshipTypeValues.CONTAINS
             )
         )
-
-
-def _evidence(segmentation: Dataset, like: Dataset) -> Dataset:
-    item = copy.deepcopy(like)
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
-        setattr(item, keyword, str(segmentation[keyword].value))
-    return item
-
-
-def _predecessors(reference: SopReference | None) -> list[Dataset] | None:
-    if reference is None:
-        return None
-    item = Dataset()
-    item.SOPClassUID = reference.sop_class_uid
-    item.SOPInstanceUID = reference.sop_instance_uid
-    item.SeriesInstanceUID = reference.series_instance_uid
-    item.StudyInstanceUID = reference.study_instance_uid
-    return [item]

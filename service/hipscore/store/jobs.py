@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import JOB, DeliveryState, IllegalMove, JobEvent, JobState
 from hipscore.routing import DICOM_RESULTS
-from hipscore.store import ledger
+from hipscore.store import ledger, performing
 from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
 from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance, Job, JobInstance
 
@@ -182,11 +182,13 @@ def finish(
         now=now,
         session=session,
     )
-    rows = [_artifact_row(job_id, artifact, now) for artifact in artifacts]
+    rows = [artifact_row(job_id, artifact, now) for artifact in artifacts]
     session.add_all(rows)
     session.flush()
+    goes_to = [each for each in destinations if any(travels(each, row.kind) for row in rows)]
+    performing.finished(job, rows, goes_to, now=now, session=session)
     return [
-        _open_delivery(job, row, destination, now=now, session=session)
+        open_delivery(job, row, destination, now=now, session=session)
         for row in rows
         for destination in dict.fromkeys(destinations)
         if row.kind is not ArtifactKind.SR_FALLBACK and travels(destination, row.kind)
@@ -409,7 +411,8 @@ def _leave(
         raise _lost(job.id)
 
 
-def _artifact_row(job_id: int, artifact: StoredArtifact, now: datetime) -> ArtifactRow:
+def artifact_row(job_id: int, artifact: StoredArtifact, now: datetime) -> ArtifactRow:
+    """The line of an artifact whose bytes lie in the spool."""
     return ArtifactRow(
         job_id=job_id,
         kind=artifact.kind,
@@ -424,9 +427,10 @@ def _artifact_row(job_id: int, artifact: StoredArtifact, now: datetime) -> Artif
     )
 
 
-def _open_delivery(
+def open_delivery(
     job: Job, artifact: ArtifactRow, destination: str, *, now: datetime, session: Session
 ) -> int:
+    """Add a PENDING delivery, and its line in the ledger; returns its id."""
     delivery = Delivery(
         artifact_id=artifact.id,
         destination=destination,
