@@ -23,7 +23,7 @@ from hipscore.lifecycle import (
     instances_digest,
     job_key,
 )
-from hipscore.store import ledger, summary
+from hipscore.store import ledger, performing, summary
 from hipscore.store.instances import RECEIVED, received
 from hipscore.store.moves import advance, load
 from hipscore.store.tables import Instance, Job, JobInstance, Series
@@ -209,6 +209,7 @@ def open_job(
         session=session,
     )
     summary.refresh(series_id, now=now, session=session)
+    performing.opened(job, now=now, session=session)
     return job
 
 

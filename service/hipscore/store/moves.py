@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from hipscore.lifecycle import Table, next_state
-from hipscore.store import ledger, summary
+from hipscore.lifecycle import JobEvent, Table, next_state
+from hipscore.store import ledger, performing, summary
 from hipscore.store.tables import Delivery, Job, Series
 
 Row = TypeVar("Row", Series, Job, Delivery)
@@ -117,4 +117,5 @@ def advance(
     )
     if isinstance(row, Job):
         summary.refresh(row.series_id, now=now, session=session)
+        performing.follow(row, JobEvent(event), before, now=now, session=session)
     return True
