@@ -83,7 +83,7 @@ def viewer(files: Path, pacs: str) -> Starlette:
         headers = {
             name: value
             for name, value in request.headers.items()
-            if name not in {"host", "connection"}
+            if name != "connection"  # the host stays: the PACS makes addresses from it
         }
         asked = client.build_request(
             request.method, url, headers=headers, content=await request.body()
@@ -210,7 +210,7 @@ def patients(directory: Path, running: Orthanc, scored: Callable[[str], bool]) -
     """Two studies of one patient, a year apart, come into the PACS and go to be scored."""
     hipscore = str(Path(sys.executable).with_name("hipscore"))
     uids = []
-    for date, burden, seed in (("20240115", "severe", 7), ("20250120", "mild", 7)):
+    for date, burden, seed in (("2024-01-15", "severe", 7), ("2025-01-20", "mild", 7)):
         folder = directory / date
         common = ["--out", str(folder), "--seed", str(seed), "--burden", burden]
         whose = ["--patient-id", "DEMO-7", "--study-date", date]

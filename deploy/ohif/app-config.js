@@ -34,7 +34,8 @@ window.config = {
         supportsFuzzyMatching: false,
         supportsWildcard: true,
         dicomUploadEnabled: false,
-        singlepart: 'bulkdata,video,pdf',
+        // without pdf: the document is fetched as bulk data, which every DICOMweb server offers
+        singlepart: 'bulkdata,video',
         bulkDataURI: { enabled: true, relativeResolution: 'studies' },
         omitQuotationForMultipartRequest: true,
       },

@@ -48,6 +48,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _append_only_no_more("audit")
+    op.drop_index(op.f("ix_series_first_received_at"), table_name="series")
     for table in NEW_TABLES:
         op.drop_table(table)
     newer = ", ".join(f"'{kind}'" for kind in NEW_KINDS if kind not in KINDS)
@@ -172,6 +173,14 @@ def _studies() -> None:
         ("study_date",),
     ):
         _index("studies", *columns)
+    # for LIKE 'DOE%' whatever the collation of the database is
+    op.create_index(
+        op.f("ix_studies_patient_name"),
+        "studies",
+        ["patient_name"],
+        postgresql_ops={"patient_name": "text_pattern_ops"},
+    )
+    _index("series", "first_received_at")
 
 
 def _earlier_reports() -> None:

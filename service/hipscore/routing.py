@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address
 
 from pydicom.dataset import Dataset
 
@@ -232,7 +233,7 @@ def decide(
         return Decision(matched=False, rule="no_images")
     if all("LOCALIZER" in each.image_type for each in instances):
         return Decision(matched=False, rule="localizer", explanation=("all images are scouts",))
-    if came.calling_aet == TRIAL_AET:
+    if came.calling_aet == TRIAL_AET and _from_here(came.peer):
         return Decision(matched=True, rule=TRIAL)
     series = Offered(header=header, instances=tuple(instances), came=came)
     tried: list[Trial] = []
@@ -250,6 +251,14 @@ def decide(
         explanation=_lines(tried),
         tried=tuple(tried),
     )
+
+
+def _from_here(address: str) -> bool:
+    """Whether the sender is on this machine: nobody else's images may go nowhere."""
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _lines(tried: Sequence[Trial]) -> tuple[str, ...]:

@@ -177,6 +177,27 @@ def _in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+def test_score_writes_pdf_and_captures_when_asked(tmp_path: Path) -> None:
+    images = phantom.to_datasets(steps.make_phantom(anatomy="brain"))
+    steps.save(images, tmp_path / "images")
+    where = ("score", str(tmp_path / "images"), "--out", str(tmp_path / "out"))
+    code, output = run(*where, "--pdf", "--sc")
+    assert code == 0, output
+    (folder,) = (tmp_path / "out").iterdir()
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert dcmread(folder / "report.dcm").Modality == "DOC"
+    assert [each.name for each in (folder / "captures").iterdir()] == ["000.dcm"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["artifacts"]["pdf"] == str(folder / "report.pdf")
+    assert result["artifacts"]["sc"] == str(folder / "captures")
+    assert result["change"] is None
+    assert run(*where)[0] == 0  # again, without: nothing of before is left
+    assert {each.name for each in folder.iterdir() if each.is_file()} == {
+        "sr.dcm", "overlay.png", "result.json",
+    }  # fmt: skip
+    assert list((folder / "captures").iterdir()) == []
+
+
 @pytest.mark.usefixtures("_in_tokyo")
 def test_score_writes_local_times(tmp_path: Path) -> None:
     images = phantom.to_datasets(steps.make_phantom(anatomy="brain"))

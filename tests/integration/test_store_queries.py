@@ -10,7 +10,7 @@ from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
 from hipscore.store import engine, intake, jobs, ledger, queries
 from hipscore.store.engine import transaction
-from hipscore.store.tables import Delivery, Job
+from hipscore.store.tables import Delivery
 from tests.integration.store_steps import (
     NOW,
     PACS,
@@ -54,7 +54,6 @@ def test_an_unknown_study_has_nothing(readers: Maker) -> None:
     with readers() as session:
         assert queries.latest_job_of_study(STUDY, session=session) is None
         assert queries.study(STUDY, session=session) is None
-        assert queries.artifact(STUDY, ArtifactKind.SEG, session=session) is None
         assert list(queries.series_of_study(STUDY, session=session)) == []
         assert queries.job(1, session=session) is None
 
@@ -115,7 +114,7 @@ def test_a_superseded_score_does_not_speak(maker: Maker, readers: Maker) -> None
         speaking = queries.latest_job_of_study(STUDY, session=session)
         assert speaking is not None
         assert (speaking.job.id, speaking.job.state) == (newer, JobState.QUEUED)
-        assert queries.artifact(STUDY, ArtifactKind.SR, session=session) is None
+        assert speaking.artifacts == ()
 
 
 def test_an_artifact_is_always_of_the_job_that_speaks(maker: Maker, readers: Maker) -> None:
@@ -126,10 +125,11 @@ def test_an_artifact_is_always_of_the_job_that_speaks(maker: Maker, readers: Mak
         claim(newer, session=session)
         finish(newer, session=session, kinds=(ArtifactKind.SR,))
     with readers() as session:
-        report = queries.artifact(STUDY, ArtifactKind.SR, session=session)
-        assert report is not None
-        assert report.job_id == newer
-        assert queries.artifact(STUDY, ArtifactKind.SEG, session=session) is None
+        speaking = queries.latest_job_of_study(STUDY, session=session)
+        assert speaking is not None
+        assert [(each.kind, each.job_id) for each in speaking.artifacts] == [
+            (ArtifactKind.SR, newer)
+        ]
 
 
 # --- details -----------------------------------------------------------------------------
@@ -196,36 +196,6 @@ def test_studies_page_by_page_newest_first(maker: Maker, readers: Maker) -> None
     assert top.last_received_at == NOW
     assert top.job is not None
     assert top.job.job.state is JobState.ANALYSED
-
-
-def test_studies_by_score_over_all_pages(maker: Maker, readers: Maker) -> None:
-    scores = {"a": 1.5, "b": None, "c": 0.1 + 0.2, "d": 40.0, "e": 1.5, "f": 0.0, "g": None}
-    with transaction(maker) as session:
-        for number, (study, score) in enumerate(scores.items()):
-            if score is None:
-                make("not_scorable", f"1.2.{number}", study=study, session=session)
-                continue
-            job_id = make("scored", f"1.2.{number}", study=study, session=session)
-            session.get_one(Job, job_id).result = {"unet_score": score, "reason": None}
-        # what does not speak for its study does not count: superseded, or older
-        old, new = (make("scored", f"1.3.{n}", study="h", session=session) for n in (1, 2))
-        session.get_one(Job, old).result = {"unet_score": 90.0, "reason": None}
-        session.get_one(Job, new).result = {"unet_score": 0.5, "reason": None}
-        late = receive(image(9, series="1.2.3", study="d"), session=session)
-        open_job(late.series_id, session=session)
-    expected = ["e", "a", "h", "c", "f", "g", "d", "b"]
-    for limit in (1, 2, 3, 50):
-        seen: list[queries.StudySummary] = []
-        after, below = None, None
-        with readers() as session:
-            while page := queries.studies_by_score(
-                session=session, after=after, below=below, limit=limit
-            ):
-                seen += page
-                after, below = page[-1].cursor, page[-1].score
-        assert [each.study_instance_uid for each in seen] == expected
-        assert [each.score for each in seen[:5]] == [1.5, 1.5, 0.5, 0.1 + 0.2, 0.0]
-        assert {each.score for each in seen[5:]} == {None}
 
 
 def test_jobs_page_by_page_and_by_state(maker: Maker, readers: Maker) -> None:

@@ -11,9 +11,25 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from hipscore import __version__, queue
-from hipscore.api import problems, studies, system, work
-from hipscore.api.guard import OwnHosts, SameOrigin
+from hipscore.api import (
+    access_rules,
+    audit,
+    dicomweb,
+    fhir,
+    login,
+    pages,
+    problems,
+    studies,
+    system,
+    work,
+    worklist,
+)
+from hipscore.api.access import Access
+from hipscore.api.credentials import Credentials
+from hipscore.api.guard import Answers, OwnHosts, SameOrigin
+from hipscore.api.pictures import Gallery
 from hipscore.api.shared import Desk
+from hipscore.api.trail import Trail
 from hipscore.domain import RESEARCH_USE
 from hipscore.settings import Settings
 from hipscore.spool import Spool
@@ -53,11 +69,29 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.desk = desk
+    app.state.gallery = Gallery(desk.spool)
+    trail = Trail(desk.writers)
+    app.state.credentials = Credentials(desk, trail)
+    # the last one is the first to see a request
+    app.add_middleware(Access, desk=desk, credentials=app.state.credentials, trail=trail)
     app.add_middleware(SameOrigin)
     app.add_middleware(OwnHosts, allowed=(settings.http_host, *settings.http_allowed_hosts))
+    app.add_middleware(Answers)
+    app.add_middleware(fhir.Outcomes)
     problems.install(app)
-    for router in (studies.router, work.router, system.router):
+    for router in (
+        studies.router,
+        work.router,
+        system.router,
+        dicomweb.router,
+        fhir.router,
+        login.router,
+        audit.router,
+        worklist.router,
+        pages.router,
+    ):
         app.include_router(router)
+    app.mount("/static", pages.static())
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -67,6 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
                 description=app.description,
                 routes=app.routes,
             )
+            access_rules.describe_in(schema)
+            fhir.describe_in(schema)
             problems.describe_in(schema)
             app.openapi_schema = schema
         return app.openapi_schema

@@ -6,10 +6,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from hipscore.domain import ArtifactKind, Group, Side
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
+from hipscore.reporting.rejection import Why
 
 
 class Status(StrEnum):
@@ -64,6 +65,38 @@ class HipScore(BaseModel):
     confidence: float
 
 
+class HipChange(BaseModel):
+    """One hip that was scored both times; differences are now minus then."""
+
+    side: Side
+    difference: float
+    mean_ratio_difference: float | None
+    whole_volume_index_difference: float | None
+    slices_then: int
+    slices_now: int
+
+
+class Change(BaseModel):
+    """An earlier score of the same patient; differences are now minus then."""
+
+    study_instance_uid: str
+    sr_instance_uid: str
+    study_date: str | None = Field(description="YYYYMMDD")
+    unet_score: float = Field(description="the earlier score")
+    model: str
+    difference: float | None = Field(description="null where other hips were scored")
+    hips: list[HipChange]
+    comparable: bool = Field(description="false where a remark speaks against comparing")
+    remarks: list[Remark]
+
+
+class Priority(BaseModel):
+    """Whether the study is to be looked at before others, by the limits of this installation."""
+
+    flag: bool = False
+    reason: str | None = None
+
+
 class Model(BaseModel):
     """The model bundle a result was made with."""
 
@@ -83,6 +116,8 @@ class Score(BaseModel):
     hips: list[HipScore]
     model: Model | None
     quality: list[Remark]
+    change: Change | None = Field(None, description="since the newest earlier score, if any")
+    priority: Priority = Priority()
     created_at: datetime | None
     supersedes: str | None = Field(description="SOP Instance UID of the report this one replaces")
     artifacts: dict[ArtifactKind, str] = Field(description="path of each artifact")
@@ -117,9 +152,21 @@ class Job(BaseModel):
     supersedes: int | None = Field(description="id of the previous job of the series")
     created_at: datetime
     finished_at: datetime | None
+    withdrawn_at: datetime | None = Field(description="when an operator withdrew the result")
     next_attempt_at: datetime | None
     seconds: dict[str, float] = Field(description="time spent per stage")
     deliveries: list[Delivery]
+
+
+class Withdrawal(BaseModel):
+    """Why a result is withdrawn. A code, no free text, which might name a patient."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Why = Field(
+        description="`quality`: it is wrong or useless; `safety`: it may harm; `worklist`: it "
+        "stands in the wrong patient or study"
+    )
 
 
 class JobPage(BaseModel):
@@ -204,12 +251,35 @@ class WorklistOrder(StrEnum):
     HIGHEST = "highest"
 
 
+class Sent(StrEnum):
+    """Where the results of a study are; the worst of all destinations."""
+
+    COMMITTED = "committed"
+    ARRIVED = "arrived"
+    WAITING = "waiting"
+    NEEDS_YOU = "needs_you"
+
+
 class WorklistLine(StudyLine):
-    """One study on the reading worklist, with the score of each hip."""
+    """One study on the reading worklist, with whose it is and the score of each hip."""
 
     right: float | None
     left: float | None
+    slices: dict[Side, int] = Field(description="slices summed, of each scored hip")
     quality: list[Remark]
+    priority: Priority = Field(description="a flag: it never changes the order")
+    patient_id: str
+    patient_name: str = Field(description="PS3.5 6.2.1: Family^Given^…")
+    birth_date: str = Field(description="YYYYMMDD or empty")
+    sex: str
+    study_date: str = Field(description="YYYYMMDD or empty")
+    study_description: str
+    accession_number: str
+    sent: Sent | None = Field(
+        description="`committed`: every destination has confirmed that it keeps the results; "
+        "`arrived`: it has them and is not asked to; `needs_you`: given up or refused; null: "
+        "nothing is sent"
+    )
 
 
 class Worklist(BaseModel):
@@ -233,3 +303,72 @@ class Readiness(BaseModel):
 
     ready: bool
     checks: dict[str, str]
+
+
+class Structure(BaseModel):
+    """One kind of outline, and its colour in the pictures."""
+
+    name: str
+    rgb: tuple[int, int, int]
+
+
+class ShownSlice(BaseModel):
+    """One slice of the stack."""
+
+    number: int = Field(description="from 1, anterior to posterior")
+    sop_instance_uid: str
+    frame_number: int | None
+    instance_number: int
+    outlined: bool = Field(description="whether anything was segmented in it")
+
+
+class Stack(BaseModel):
+    """The slices of a study as `/studies/{uid}/slices/{n}.png` shows them."""
+
+    study_instance_uid: str
+    job: int
+    rows: int
+    columns: int
+    height_mm: float
+    width_mm: float
+    left_border: str = Field(description="the patient's side at the left border of the picture")
+    right_border: str
+    window_low: float = Field(description="stored value shown as black")
+    window_high: float = Field(description="stored value shown as white")
+    lowest: float
+    highest: float
+    structures: list[Structure]
+    slices: list[ShownSlice]
+
+
+class TrendHip(BaseModel):
+    """One hip of one result."""
+
+    unet_score: float
+    slices_used: int
+    mean_ratio: float | None
+    whole_volume_index: float | None
+    comparable: bool = Field(description="same model and slice count as in this study")
+
+
+class TrendPoint(BaseModel):
+    """One scored study of the patient."""
+
+    study_instance_uid: str
+    study_date: str = Field(description="YYYYMMDD or empty")
+    accession_number: str
+    unet_score: float
+    hips: dict[Side, TrendHip]
+    model: str
+    source: Literal["database", "report"] = Field(
+        description="our own result, or a report of ours that lies in the PACS"
+    )
+    comparable: bool = Field(description="same model, hips and slice counts as this study")
+    remarks: list[str] = Field(description="what speaks against comparing")
+
+
+class Trend(BaseModel):
+    """All scored studies of the patient of a study, oldest first."""
+
+    study_instance_uid: str
+    points: list[TrendPoint]

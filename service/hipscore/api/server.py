@@ -148,7 +148,7 @@ def _any_key(app: FastAPI) -> bool:
 def _bind(settings: Settings) -> socket.socket:
     where = f"{settings.http_host} port {settings.http_port}"
     try:
-        return socket.create_server(
+        listening = socket.create_server(
             (settings.http_host, settings.http_port),
             family=socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET,
         )
@@ -158,3 +158,6 @@ def _bind(settings: Settings) -> socket.socket:
         else:
             msg = f"cannot listen on {where}: {error.strerror or error}"
         raise ApiError(msg) from error
+    # inherited by every connection; asyncio does so only for sockets that it makes itself
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening

@@ -6,14 +6,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from http import HTTPStatus
 from math import ceil
-from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
 from hipscore.api import models, views
 from hipscore.api.shared import COMMON, NOT_FOUND, After, AtDesk, Limit, Uid
-from hipscore.domain import ArtifactKind
+from hipscore.header import read_image
 from hipscore.store import account, ledger, queries
 from hipscore.store import engine as database
 from hipscore.store.why import explain
@@ -27,14 +26,16 @@ LONGEST_POLL_SECONDS = 60
 
 
 class Kind(StrEnum):
-    """An artifact that can be downloaded."""
+    """An artifact that can be downloaded: DICOM, but for the overlay (PNG) and the PDF."""
 
     SEG = "seg"
     SR = "sr"
     OVERLAY = "overlay"
+    PDF = "pdf"
+    SC = "sc"
 
 
-_SUFFIX = {"application/dicom": "dcm", "image/png": "png"}
+_SUFFIX = {"application/dicom": "dcm", "image/png": "png", "application/pdf": "pdf"}
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -57,7 +58,9 @@ def get_score(uid: Uid, request: Request, desk: AtDesk) -> Response:
         series = queries.series_of_study(uid, session=session)
     if not series:
         raise _unknown(uid)
-    score = views.score(uid, job, series, root=request.scope.get("root_path", ""))
+    explained = desk.settings.explain_unmatched
+    root = request.scope.get("root_path", "")
+    score = views.score(uid, job, series, root=root, explained=explained)
     if score is None:
         rules = ", ".join(sorted({each.match_rule or "" for each in series}))
         raise HTTPException(
@@ -118,65 +121,51 @@ def get_ledger(uid: Uid, desk: AtDesk) -> models.Ledger:
     "/studies/{uid}/artifacts/{kind}",
     response_class=Response,
     responses={
-        200: {"content": {"application/dicom": _FILE, "image/png": _FILE}},
-        410: {"description": "purged by the retention policy"},
+        200: {
+            "content": {"application/dicom": _FILE, "image/png": _FILE, "application/pdf": _FILE}
+        },
+        410: {"description": "withdrawn, or purged by the retention policy"},
         **NOT_FOUND,
     },
 )
 def get_artifact(uid: Uid, kind: Kind, desk: AtDesk) -> Response:
-    """Return the segmentation, the structured report or the overlay of a study."""
+    """Return the segmentation, the report, the overlay, the PDF or the summary page of a study."""
     with database.transaction(desk.readers) as session:
-        found = queries.artifact(uid, ArtifactKind(kind.value), session=session)
+        job = queries.latest_job_of_study(uid, session=session)
         known = bool(queries.series_of_study(uid, session=session))
     if not known:
         raise _unknown(uid)
-    if found is None:
+    made = () if job is None else job.artifacts
+    found = next((each for each in made if each.kind.value == kind.value), None)
+    if job is None or found is None:
         raise HTTPException(HTTPStatus.NOT_FOUND, f"study {uid} has no {kind.value}")
+    if job.job.withdrawn_at is not None:
+        msg = f"the result of study {uid} was withdrawn on {job.job.withdrawn_at:%Y-%m-%d}"
+        raise HTTPException(HTTPStatus.GONE, msg)
     if found.purged_at is not None:
         msg = f"the {kind.value} of study {uid} was purged on {found.purged_at:%Y-%m-%d}"
         raise HTTPException(HTTPStatus.GONE, f"{msg}; it was delivered before")
-    name = f"{kind.value}-{uid}.{_SUFFIX[found.media_type]}"
+    data, media_type = desk.spool.read(found.spool_key, found.sha256), found.media_type
+    if kind is Kind.PDF:
+        data, media_type = _document(data), "application/pdf"
+    shown = "attachment" if media_type == "application/dicom" else "inline"
+    name = f"{kind.value}-{uid}.{_SUFFIX[media_type]}"
     return Response(
-        desk.spool.read(found.spool_key, found.sha256),
-        media_type=found.media_type,
+        data,
+        media_type=media_type,
         headers={
-            "Content-Disposition": f'attachment; filename="{name}"'
-            if found.media_type == "application/dicom"
-            else f'inline; filename="{name}"',
+            "Content-Disposition": f'{shown}; filename="{name}"',
             "ETag": f'"{found.sha256}"',
             "X-Content-Type-Options": "nosniff",
         },
     )
 
 
-@router.get("/worklist", response_model=models.Worklist)
-def get_worklist(
-    *,
-    request: Request,
-    desk: AtDesk,
-    order: Annotated[
-        models.WorklistOrder, Query(description="`highest`: studies without score come last")
-    ] = models.WorklistOrder.NEWEST,
-    after: After = None,
-    below: Annotated[
-        float | None, Query(allow_inf_nan=False, description="as `after`, where `next` has it")
-    ] = None,
-    limit: Limit = 50,
-) -> models.Worklist:
-    """List the studies to read with the score of each hip."""
-    highest = order is models.WorklistOrder.HIGHEST
-    with database.transaction(desk.readers) as session:
-        if highest:
-            page = queries.studies_by_score(after=after, below=below, limit=limit, session=session)
-        else:
-            page = queries.studies(after=after, limit=limit, session=session)
-    following = None
-    if len(page) == limit:
-        last, root = page[-1], request.scope.get("root_path", "")
-        # repr of a float is read back as the same float
-        score = "" if last.score is None else f"&below={last.score!r}"
-        following = f"{root}/worklist?order={order.value}&after={last.cursor}{score}&limit={limit}"
-    return models.Worklist(items=[views.worklist_line(each) for each in page], next=following)
+def _document(data: bytes) -> bytes:
+    """Cut the PDF out of its DICOM object (PS3.3 C.24.2), without the padding byte."""
+    image = read_image(data)
+    document: bytes = image.EncapsulatedDocument
+    return document[: image.get("EncapsulatedDocumentLength", len(document))]
 
 
 def _unknown(uid: str) -> HTTPException:

@@ -1,27 +1,22 @@
-"""Health, readiness, metrics, and a page for people."""
+"""Health, readiness, metrics."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from hipscore import queue
-from hipscore.api import metrics, models, page
-from hipscore.api.shared import COMMON, AtDesk, Desk
+from hipscore.api import metrics, models
+from hipscore.api.shared import AtDesk, Desk
 from hipscore.domain import Transient
 from hipscore.store import engine as database
-from hipscore.store import queries
 
 router = APIRouter(tags=["system"])
 
 _MB = 1024 * 1024
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @router.get("/healthz", response_model=models.Health)
@@ -53,15 +48,6 @@ def get_readiness(desk: AtDesk) -> Response:
 def get_metrics(desk: AtDesk) -> Response:
     """Return metrics for Prometheus, read from the database now."""
     return Response(metrics.render(desk), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get("/", response_class=HTMLResponse, responses=COMMON)
-def get_page(request: Request, desk: AtDesk) -> HTMLResponse:
-    """Show the newest studies to a person."""
-    with database.transaction(desk.readers) as session:
-        newest = queries.studies(limit=page.LENGTH, session=session)
-    root = request.scope.get("root_path", "")
-    return HTMLResponse(page.render(newest, root=root), headers=_PAGE_HEADERS)
 
 
 def _database(desk: Desk) -> str:

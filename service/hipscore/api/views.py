@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from hipscore.api import models
 from hipscore.domain import ArtifactKind, Side
 from hipscore.lifecycle import JobState, SeriesState
-from hipscore.store import queries, tables, why
+from hipscore.store import explaining, queries, tables, why, worklist
+from hipscore.store.deliveries import shown
+from hipscore.store.summary import WITHDRAWN
 
 _STATUS = {
     JobState.QUEUED: models.Status.QUEUED,
@@ -18,24 +21,33 @@ _STATUS = {
     JobState.NOT_SCORABLE: models.Status.NOT_SCORABLE,
     JobState.FAILED: models.Status.FAILED,
 }
+_WITHDRAWN = "an operator has withdrawn the result"
 PENDING = {models.Status.QUEUED, models.Status.ANALYSING}
 _WITHOUT_SCORE = {models.Status.NOT_SCORABLE, models.Status.FAILED}
 _ARRIVING = {SeriesState.RECEIVING, SeriesState.COMPLETE}
-OFFERED = (ArtifactKind.SEG, ArtifactKind.SR, ArtifactKind.OVERLAY)
+OFFERED = (
+    ArtifactKind.SEG,
+    ArtifactKind.SR,
+    ArtifactKind.OVERLAY,
+    ArtifactKind.PDF,
+    ArtifactKind.SC,
+)
 
 
 def study_status(
-    job: queries.JobDetail | None, series: Sequence[tables.Series]
+    job: queries.JobDetail | None, series: Sequence[tables.Series], *, explained: bool = False
 ) -> models.Status | None:
     """Where the score of a study is; None when every series of it was ignored.
 
     No score is not final while images arrive: the next series may be the STIR of the hips.
+    ``explained``: a study in which no rule matched gets a report, and waits for it.
     """
     if job is not None:
-        status = _STATUS[job.job.state]
+        status = _status(job.job)
         arriving = any(each.state in _ARRIVING for each in series)
         return models.Status.QUEUED if status in _WITHOUT_SCORE and arriving else status
     waiting = any(each.state is not SeriesState.IGNORED for each in series)
+    waiting = waiting or (explained and explaining.pending(series))
     return models.Status.QUEUED if waiting else None
 
 
@@ -45,6 +57,7 @@ def score(
     series: Sequence[tables.Series],
     *,
     root: str,
+    explained: bool = False,
 ) -> models.Score | None:
     """Build the score of a study; None when every series of it was ignored.
 
@@ -58,12 +71,14 @@ def score(
         Its series, at least one.
     root
         Path the application is mounted at, for the paths of the artifacts.
+    explained
+        Whether a study in which no rule matched gets a report that says why.
     """
-    status = study_status(job, series)
+    status = study_status(job, series, explained=explained)
     if status is None:
         return None
     job = _of_status(job, status)
-    if job is not None and job.job.result is not None:
+    if job is not None and job.job.result is not None and job.job.withdrawn_at is None:
         stored = {**job.job.result, "artifacts": _artifacts(study_uid, job, root)}
         return models.Score.model_validate(stored)
     awaited = next((each for each in reversed(series) if each.state in _ARRIVING), series[-1])
@@ -104,17 +119,54 @@ def study(detail: queries.StudyDetail) -> models.Study:
     )
 
 
-def worklist_line(summary: queries.StudySummary) -> models.WorklistLine:
+def aware(moment: datetime | None) -> datetime | None:
+    """A time of a query; one without zone is UTC, as are all that are shown."""
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day there is, somewhere else
+        return moment.replace(tzinfo=UTC)
+
+
+def worklist_line(line: worklist.Line) -> models.WorklistLine:
     """Build one line of the worklist."""
-    speaking = _of_status(summary.job, study_status(summary.job, summary.series))
-    result: dict[str, Any] = (speaking.job.result if speaking is not None else None) or {}
-    by_side = {hip["side"]: hip["unet_score"] for hip in result.get("hips", [])}
+    row = line.study
+    settled = line.status == row.status  # otherwise it waits for another series
     return models.WorklistLine(
-        **_line(summary),
-        right=by_side.get(Side.RIGHT.value),
-        left=by_side.get(Side.LEFT.value),
-        quality=[models.Remark(**each) for each in result.get("quality", [])],
+        study_instance_uid=row.study_instance_uid,
+        status=None if line.status is None else models.Status(line.status),
+        unet_score=row.score,
+        reason=_told_reason(line) if settled else None,
+        series=line.series,
+        images=line.images,
+        last_received_at=line.last_received_at,
+        right=row.score_right,
+        left=row.score_left,
+        slices={Side(side): count for side, count in line.told.slices.items()},
+        quality=[models.Remark(**each) for each in line.told.quality] if settled else [],
+        priority=models.Priority(flag=row.priority, reason=row.priority_reason or None),
+        patient_id=row.patient_id,
+        patient_name=row.patient_name,
+        birth_date=row.birth_date,
+        sex=row.sex,
+        study_date=row.study_date,
+        study_description=row.study_description,
+        accession_number=row.accession_number,
+        sent=None if line.sending.word is None else models.Sent(line.sending.word),
     )
+
+
+def _told_reason(line: worklist.Line) -> models.Remark | None:
+    if line.study.reason_code == WITHDRAWN:
+        return models.Remark(code=WITHDRAWN, text=_WITHDRAWN)
+    if line.told.reason is not None:
+        return models.Remark(**line.told.reason)
+    if line.status == models.Status.FAILED:
+        return models.Remark(code="failed", text=line.told.error or "no error was recorded")
+    return None
 
 
 def job(detail: queries.JobDetail) -> models.Job:
@@ -134,6 +186,7 @@ def job(detail: queries.JobDetail) -> models.Job:
         supersedes=row.supersedes_id,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        withdrawn_at=row.withdrawn_at,
         next_attempt_at=row.next_attempt_at,
         seconds=row.timings or {},
         deliveries=[delivery(each, kinds[each.artifact_id]) for each in detail.deliveries],
@@ -148,7 +201,7 @@ def delivery(row: tables.Delivery, kind: ArtifactKind) -> models.Delivery:
         destination=row.destination,
         state=row.state,
         attempts=row.attempts,
-        status=None if row.status is None else f"0x{row.status:04X}",
+        status=shown(row.destination, row.status),
         error=row.error,
         next_attempt_at=row.next_attempt_at,
         finished_at=row.finished_at,
@@ -178,11 +231,15 @@ def event(row: tables.Event) -> models.Event:
     )
 
 
+def _status(row: tables.Job) -> models.Status:
+    return models.Status.FAILED if row.withdrawn_at else _STATUS[row.state]
+
+
 def _of_status(
     job: queries.JobDetail | None, status: models.Status | None
 ) -> queries.JobDetail | None:
     """The job, unless the study waits for another one than this."""
-    return job if job is not None and _STATUS[job.job.state] is status else None
+    return job if job is not None and _status(job.job) is status else None
 
 
 def _line(summary: queries.StudySummary) -> dict[str, Any]:
@@ -216,10 +273,15 @@ def _series(detail: queries.SeriesDetail) -> models.Series:
 
 
 def _unet_score(row: tables.Job) -> float | None:
-    return None if row.result is None else row.result["unet_score"]
+    if row.result is None or row.withdrawn_at is not None:
+        return None
+    score: float | None = row.result["unet_score"]
+    return score
 
 
 def _reason(row: tables.Job) -> models.Remark | None:
+    if row.withdrawn_at is not None:
+        return models.Remark(code=WITHDRAWN, text=_WITHDRAWN)
     if row.result is not None:
         reason = row.result["reason"]
         return None if reason is None else models.Remark(**reason)

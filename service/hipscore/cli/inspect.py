@@ -10,6 +10,7 @@ from typing import Any
 import click
 from sqlalchemy.orm import Session
 
+from hipscore.cli.audit import record
 from hipscore.cli.common import load_settings, print_json, ready_database, table
 from hipscore.lifecycle import DeliveryState, IllegalMove, JobState
 from hipscore.store import deliveries, outbox, queries
@@ -170,6 +171,7 @@ def retry(*, number: int | None, delivery: bool, given_up: bool, destination: st
                 deliveries.retry(number, now=now, session=session)
             else:
                 job_moves.retry(number, now=now, session=session)
+            record(f"retry {name}", session=session, detail={f"{name}_id": number}, now=now)
     except (IllegalMove, NotFound) as error:
         msg = f"{name} {number} cannot be queued again: {error}"
         raise click.ClickException(msg) from error
@@ -182,5 +184,7 @@ def _retry_given_up(destination: str | None) -> None:
         ids = outbox.exhausted(destination=destination, session=session)
         for delivery_id in ids:
             deliveries.retry(delivery_id, now=now, session=session)
+            detail = {"delivery_id": delivery_id}
+            record("retry delivery", session=session, detail=detail, now=now)
     where = "" if destination is None else f" to {destination}"
     click.echo(f"{len(ids)} deliveries{where} are queued again")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hipscore.cli.audit import record
 from hipscore.cli.common import load_settings, print_json, progress, ready_database, start, table
 from hipscore.settings import Settings
 
@@ -55,6 +56,7 @@ def purge(
     if as_json and not (yes or dry_run):
         msg = "--json prints no question; add --yes or --dry-run"
         raise click.UsageError(msg)
+    from hipscore.store import engine as database
     from hipscore.worker import purging
 
     settings, now = load_settings(), datetime.now(UTC)
@@ -71,6 +73,9 @@ def purge(
         if not dry_run and (lots or left.files):
             if not yes:
                 click.confirm("Delete these files?", abort=True)
+            with database.transaction(at.sessions) as session:
+                files = sum(lot.files for lot in lots) + left.files
+                record("purge", detail={"files": files}, now=now, session=session)
             for lot in progress(lots, "purging"):
                 gone += purging.take(lot, rules, at, now=now)
             gone += purging.sweep(rules, at, now=now)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import click
 
-from hipscore.cli.common import load_settings, ready_database, start
+from hipscore.cli.common import load_settings, ready_database, ready_rules, start
 from hipscore.settings import Settings
 
 
 def _ready_schema(settings: Settings) -> None:
-    """End with one line unless the database has the schema of this version."""
+    """End with one line unless the rules can be read and the database has this schema."""
+    ready_rules(settings)
     with ready_database(settings):
         pass
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import signal
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from hipscore.cli import supervise
-from hipscore.cli.common import load_settings, start
+from hipscore.cli.common import load_settings, ready_rules, start
 from hipscore.domain import RESEARCH_USE
 from hipscore.settings import Settings
 
@@ -36,6 +38,7 @@ def up(workers: int) -> None:
     """
     settings = load_settings()
     start(settings)
+    ready_rules(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -131,7 +134,7 @@ def _reachable(host: str) -> str:
 
 
 def _wait_until_ready(settings: Settings, supervisor: supervise.Supervisor) -> None:
-    url = f"http://{_reachable(settings.http_host)}:{settings.http_port}/readyz"
+    url = f"{_base(settings, _reachable(settings.http_host))}/readyz"
     until = time.monotonic() + READY_SECONDS
     while not (
         supervise.port_open(_reachable(settings.dicom_host), settings.dicom_port) and _ok(url)
@@ -146,21 +149,51 @@ def _wait_until_ready(settings: Settings, supervisor: supervise.Supervisor) -> N
 
 
 def _ok(url: str) -> bool:
+    # our own API, whose certificate names another host: only whether it answers counts
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
     try:
-        with urllib.request.urlopen(url, timeout=1.0) as response:  # noqa: S310 - our own API
+        with urllib.request.urlopen(url, timeout=1.0, context=unverified) as response:  # noqa: S310 - see above
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
+def _base(settings: Settings, host: str) -> str:
+    scheme = "http" if settings.http_certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+
+
 def _summary(settings: Settings) -> str:
-    destinations = ", ".join(map(str, settings.destinations))
+    from hipscore.keeping.rules import destinations, load_rules
+
+    goes = ", ".join(map(str, destinations(settings, load_rules(settings))))
     return "\n".join(
         (
             f"hipscore is up. {RESEARCH_USE}.",
             f"  DICOM   {settings.ae_title}@{settings.dicom_host}:{settings.dicom_port}",
-            f"  API     http://{settings.http_host}:{settings.http_port}/",
+            f"  API     {_base(settings, settings.http_host)}/",
+            f"  access  {_access(settings)}",
             f"  data    {settings.data_dir}",
-            f"  results {destinations or 'go nowhere: set HIPSCORE_DESTINATIONS=AET@HOST:PORT'}",
+            f"  results {goes or 'go nowhere: set HIPSCORE_DESTINATIONS=AET@HOST:PORT'}",
         )
     )
+
+
+def _access(settings: Settings) -> str:
+    """Say whether the API demands a key, and how to make the first one."""
+    if not settings.keys_demanded:
+        return "open: no key is demanded, everything done is recorded as local"
+    from hipscore.store import access
+    from hipscore.store import engine as database
+
+    engine = database.connect(settings.database)
+    try:
+        with database.transaction(database.readers(engine)) as session:
+            any_key = access.anyone(now=datetime.now(UTC), session=session)
+    finally:
+        engine.dispose()
+    if any_key:
+        return "a key is demanded"
+    return "a key is demanded, and there is none: hipscore keys create NAME --role admin"

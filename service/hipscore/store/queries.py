@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
 from hipscore.store.summary import rank
-from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, Series
+from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, Series, Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +48,7 @@ class StudyDetail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySummary:
-    """One line of the list of studies. ``cursor`` is the id of its newest series.
-
-    ``score`` is its place in :func:`studies_by_score`; None there: no score (yet).
-    """
+    """One line of the list of studies. ``cursor`` is the id of its newest series."""
 
     cursor: int
     study_instance_uid: str
@@ -60,7 +56,6 @@ class StudySummary:
     images: int
     last_received_at: datetime
     job: JobDetail | None
-    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,81 +108,17 @@ def series_of_study(study_instance_uid: str, *, session: Session) -> Sequence[Se
 
 def studies(*, session: Session, after: int | None = None, limit: int = 50) -> list[StudySummary]:
     """Studies, the one with the newest series first; at most ``limit`` below ``after``."""
-    query = select(Series.id, Series.study_instance_uid).where(_is_newest_of_study())
+    query = select(Study.newest_series_id, Study.study_instance_uid)
     if after is not None:
-        query = query.where(Series.id < after)
-    page = session.execute(query.order_by(Series.id.desc()).limit(limit)).all()
-    return _summaries([(row.id, row.study_instance_uid, None) for row in page], session=session)
+        query = query.where(Study.newest_series_id < after)
+    newest = query.order_by(Study.newest_series_id.desc()).limit(limit)
+    page = [(cursor, uid) for cursor, uid in session.execute(newest)]
+    return _summaries(page, session=session)
 
 
-def studies_by_score(
-    *,
-    session: Session,
-    after: int | None = None,
-    below: float | None = None,
-    limit: int = 50,
-) -> list[StudySummary]:
-    """Studies, the one with the highest score first, those without score last.
-
-    Studies of the same score, and those without, are ordered as by :func:`studies`.
-
-    Parameters
-    ----------
-    session
-        A reading session.
-    after, below
-        ``cursor`` and ``score`` of the last study of the previous page.
-    limit
-        At most so many.
-    """
-    score = _score_of_study().label("score")
-    every = select(Series.id, Series.study_instance_uid, score).where(_is_newest_of_study())
-    ranked = every.subquery()
-    query = select(ranked.c.id, ranked.c.study_instance_uid, ranked.c.score)
-    if after is not None:
-        older = ranked.c.id < after
-        if below is None:
-            query = query.where(ranked.c.score.is_(None), older)
-        else:
-            equal = and_(ranked.c.score == below, older)
-            query = query.where(or_(ranked.c.score < below, equal, ranked.c.score.is_(None)))
-    order = (ranked.c.score.desc().nulls_last(), ranked.c.id.desc())
-    page = session.execute(query.order_by(*order).limit(limit)).all()
-    return _summaries(
-        [(row.id, row.study_instance_uid, row.score) for row in page], session=session
-    )
-
-
-def _is_newest_of_study() -> ColumnElement[bool]:
-    newer = aliased(Series)
-    return ~exists().where(
-        newer.study_instance_uid == Series.study_instance_uid, newer.id > Series.id
-    )
-
-
-def _score_of_study() -> ScalarSelect[float]:
-    """The score of the job that speaks for the study, as :func:`_speaking` chooses it."""
-    member, later = aliased(Series), aliased(Job)
-    return (
-        select(Job.result["unet_score"].as_float())
-        .join(member, member.id == Job.series_id)
-        .where(
-            member.study_instance_uid == Series.study_instance_uid,
-            Job.state == JobState.ANALYSED,
-            ~exists().where(later.supersedes_id == Job.id),
-        )
-        .order_by(Job.id.desc())
-        .limit(1)
-        .correlate(Series)
-        .scalar_subquery()
-    )
-
-
-def _summaries(
-    page: Sequence[tuple[int, str, float | None]], *, session: Session
-) -> list[StudySummary]:
-    """Lines of the studies of a page: newest series, Study Instance UID, score."""
-    uids = [uid for _, uid, _ in page]
+def _summaries(page: Sequence[tuple[int, str]], *, session: Session) -> list[StudySummary]:
+    """Lines of the studies of a page: newest series, Study Instance UID."""
+    uids = [uid for _, uid in page]
     members: dict[str, list[Series]] = {uid: [] for uid in uids}
     for series in session.scalars(
         select(Series).where(Series.study_instance_uid.in_(uids)).order_by(Series.id)
@@ -205,10 +136,17 @@ def _summaries(
             images=sum(images.get(series.id, 0) for series in members[uid]),
             last_received_at=max(series.last_received_at for series in members[uid]),
             job=_speaking(jobs[uid]),
-            score=score,
         )
-        for cursor, uid, score in page
+        for cursor, uid in page
     ]
+
+
+def studies_of_series(series_uids: Sequence[str], *, session: Session) -> dict[str, str]:
+    """Study Instance UID by Series Instance UID."""
+    query = select(Series.series_instance_uid, Series.study_instance_uid).where(
+        Series.series_instance_uid.in_(set(series_uids))
+    )
+    return dict(session.execute(query).all())
 
 
 def study(study_instance_uid: str, *, session: Session) -> StudyDetail | None:
@@ -252,20 +190,6 @@ def jobs(
     if after is not None:
         conditions.append(Job.id < after)
     return _details(conditions, session=session, limit=limit)
-
-
-def artifact(
-    study_instance_uid: str, kind: ArtifactKind, *, session: Session
-) -> ArtifactRow | None:
-    """The artifact of this kind of the job that speaks for the study, or None.
-
-    Always of the same job as the score: never a SEG of one series beside the score of
-    another.
-    """
-    speaking = latest_job_of_study(study_instance_uid, session=session)
-    if speaking is None:
-        return None
-    return next((each for each in speaking.artifacts if each.kind is kind), None)
 
 
 def counts(*, session: Session) -> Counts:

@@ -99,6 +99,7 @@ class Series(Base):
     __table_args__ = (
         Index(None, "study_instance_uid", "id"),
         Index(None, "state", "last_received_at"),
+        Index(None, "first_received_at"),
         _AUTOINCREMENT,
     )
 
@@ -137,6 +138,8 @@ class Study(Base):
         Index(None, "patient_key", "study_date"),
         Index(None, "accession_number"),
         Index(None, "patient_id"),
+        # for LIKE 'DOE%' whatever the collation of the database is
+        Index(None, "patient_name", postgresql_ops={"patient_name": "text_pattern_ops"}),
         Index(None, "study_date"),
         _AUTOINCREMENT,
     )

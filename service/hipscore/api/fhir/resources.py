@@ -195,7 +195,7 @@ def _forms(record: Record, base: str) -> list[Json]:
     uid = record.study.study_instance_uid
     return [
         {
-            "contentType": made.media_type,  # a PDF, or the DICOM object that holds it
+            "contentType": "application/pdf",
             "url": f"{base}/studies/{uid}/artifacts/{made.kind.value}",
             "title": RESEARCH_USE,
             "creation": instant(made.created_at),
