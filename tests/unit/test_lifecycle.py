@@ -51,13 +51,13 @@ NOT_SCORABLE  -          -         -             -       -         -       -    
 FAILED        -          -         -             -       -         -       QUEUED  -
 """
 DELIVERY_CELLS = """
-          claim   sent  commit    refuse  exhaust   decline  postpone  expire  retry  withdraw
-PENDING   SENDING  -    -         -       -         -       -        -       PENDING  REFUSED
-SENDING   -       SENT  -         REFUSED  EXHAUSTED  -       PENDING  PENDING  -       -
-SENT      -       -    COMMITTED  REFUSED  EXHAUSTED  PENDING  -        -       PENDING  -
-COMMITTED  -       -    -         -       -         -       -        -       PENDING  -
-REFUSED   -       -    -         -       -         -       -        -       PENDING  -
-EXHAUSTED  -       -    -         -       -         -       -        -       PENDING  REFUSED
+          claim   sent commit    refuse  exhaust   decline postpone expire  retry   withdraw
+PENDING   SENDING -    -         -       -         -       -        -       PENDING REFUSED
+SENDING   -       SENT -         REFUSED EXHAUSTED -       PENDING  PENDING -       -
+SENT      -       -    COMMITTED REFUSED EXHAUSTED PENDING -        -       PENDING -
+COMMITTED -       -    -         -       -         -       -        -       PENDING -
+REFUSED   -       -    -         -       -         -       -        -       PENDING -
+EXHAUSTED -       -    -         -       -         -       -        -       PENDING REFUSED
 """
 
 
