@@ -15,7 +15,9 @@ EMPTY :=
 CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(subst /*,/*,$(CORE))))
 
 PURE := tests/unit tests/contract tests/models
-SUITES := $(PURE) tests/integration tests/pages tests/e2e tests/fuzz
+#: the tests that start servers, in two halves of about the same length
+SERVED := $(wildcard tests/integration/test_[a-o]*.py) tests/pages
+WAITING := $(wildcard tests/integration/test_[p-z]*.py) tests/e2e tests/fuzz
 
 .PHONY: help
 help: ## this list
@@ -45,10 +47,13 @@ setup-train: $(VENV)/.train ## the same with torch, for hiptrain
 .PHONY: test
 test: setup-system lint ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
 	@rm -f .coverage .coverage.*
-	@# Two at once: what computes on one core, what waits for servers on the other.
+	@# Three at once: what computes, and two halves of what mostly waits for servers.
 	@$(BIN)/pytest $(PURE) --cov --cov-report= >$(VENV)/pure.log 2>&1 & pure=$$!; \
-	$(BIN)/pytest $(filter-out $(PURE),$(SUITES)); served=$$?; \
-	wait $$pure; computed=$$?; cat $(VENV)/pure.log; exit $$((served + computed))
+	$(BIN)/pytest $(WAITING) >$(VENV)/waiting.log 2>&1 & waiting=$$!; \
+	$(BIN)/pytest $(SERVED); served=$$?; \
+	wait $$waiting; waited=$$?; cat $(VENV)/waiting.log; \
+	wait $$pure; computed=$$?; cat $(VENV)/pure.log; \
+	exit $$((served + waited + computed))
 	@echo "coverage of the core (must be 95 % or more):"
 	@$(BIN)/coverage report --include='$(CORE_FILES)' --fail-under=95
 	@$(MAKE) faults-fast

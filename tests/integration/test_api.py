@@ -101,7 +101,7 @@ def test_a_final_score_has_the_documented_shape(
     ]  # fmt: skip
     assert score["status"] == "scored"
     assert score["unet_score"] == pytest.approx(sum(hip["unet_score"] for hip in score["hips"]))
-    assert set(score["artifacts"]) == {"seg", "sr", "overlay"}
+    assert set(score["artifacts"]) == {"seg", "sr", "overlay", "pdf"}
     for hip in score["hips"]:
         assert hip["slices_used"] == len(hip["slices"])
         assert {
@@ -123,6 +123,10 @@ def test_every_artifact_can_be_downloaded(
         assert answer.headers["content-disposition"] == f'attachment; filename="{kind}-{uid}.dcm"'
         modalities[kind] = dcmread(BytesIO(answer.content)).Modality
     assert modalities == {"seg": "SEG", "sr": "SR"}
+    paper = api.get(links["pdf"])
+    assert paper.headers["content-type"] == "application/pdf"
+    assert paper.content.startswith(b"%PDF-")
+    assert paper.content.rstrip(b"\r\n").endswith(b"%%EOF")
     picture = api.get(links["overlay"])
     assert picture.headers["content-type"] == "image/png"
     assert picture.content.startswith(b"\x89PNG")
@@ -416,7 +420,11 @@ def test_what_was_purged_is_gone_and_says_so(
     connected.dispose()
     told = problem(api.get(f"/studies/{uid}/artifacts/seg"), 410)
     assert "purged on 2026-03-14" in told["detail"]
-    assert set(api.get(f"/studies/{uid}/score").json()["artifacts"]) == {"sr", "overlay"}
+    assert set(api.get(f"/studies/{uid}/score").json()["artifacts"]) == {
+        "sr",
+        "overlay",
+        "pdf",
+    }
 
 
 def test_the_worklist_can_start_with_the_highest_score(
@@ -558,7 +566,16 @@ def test_the_openapi_document_is_complete(api: httpx.Client) -> None:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert set(operations) == {
+    elsewhere = {each for each in operations if each[1].startswith(("/dicomweb/", "/fhir/"))}
+    assert {
+        ("POST", "/dicomweb/studies"),
+        ("POST", "/dicomweb/studies/{uid}"),
+        ("PUT", "/dicomweb/workitems/{workitem}/state"),
+        ("GET", "/fhir/metadata"),
+        ("GET", "/fhir/DiagnosticReport"),
+        ("POST", "/fhir/DiagnosticReport/_search"),
+    } <= elsewhere
+    assert set(operations) - elsewhere == {
         ("GET", "/studies"),
         ("GET", "/studies/{uid}"),
         ("GET", "/studies/{uid}/score"),
@@ -586,6 +603,8 @@ def test_the_openapi_document_is_complete(api: httpx.Client) -> None:
                 assert list(response["content"]) in (
                     ["application/problem+json"],
                     ["application/json"],
+                    ["application/dicom+json"],
+                    ["application/fhir+json"],
                 )
     text = str(document)
     for name in text.split("#/components/schemas/")[1:]:

@@ -18,7 +18,6 @@ from fhir.resources.R4B.imagingstudy import ImagingStudy
 from fhir.resources.R4B.observation import Observation
 from fhir.resources.R4B.operationoutcome import OperationOutcome
 
-from hipscore.api import views
 from hipscore.api.fhir import capability, datatypes, observations, outcome, resources
 from hipscore.api.fhir.dates import days, instants
 from hipscore.api.fhir.outcome import SearchError
@@ -369,11 +368,10 @@ def test_another_content_is_another_version_of_the_same_id() -> None:
     assert _ID.fullmatch(one["meta"]["versionId"])
 
 
-def test_a_pdf_is_presented_as_long_as_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "OFFERED", (ArtifactKind.SR, ArtifactKind.PDF))
+def test_a_pdf_is_presented_as_long_as_it_is_there() -> None:
     there = record(artifacts=(made(ArtifactKind.SR), made(ArtifactKind.PDF)))
     (form,) = report(there)["presentedForm"]
-    assert form["contentType"] == "application/dicom"  # an encapsulated PDF
+    assert form["contentType"] == "application/pdf"
     assert form["url"] == f"{BASE}/studies/{STUDY}/artifacts/pdf"
     gone = record(artifacts=(made(ArtifactKind.PDF, purged_at=DONE),))
     assert "presentedForm" not in report(gone)

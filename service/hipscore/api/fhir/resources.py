@@ -11,7 +11,6 @@ from html import escape
 from typing import Any
 
 from hipscore import __version__
-from hipscore.api import views
 from hipscore.api.fhir import observations
 from hipscore.api.fhir.datatypes import (
     DICOM,
@@ -191,7 +190,6 @@ def _narrative(text: str) -> Json:
 
 def _forms(record: Record, base: str) -> list[Json]:
     """Link to the report for people, where it was made and is still there."""
-    offered = {kind.value for kind in views.OFFERED}
     uid = record.study.study_instance_uid
     return [
         {
@@ -202,7 +200,6 @@ def _forms(record: Record, base: str) -> list[Json]:
         }
         for made in record.artifacts
         if made.kind is ArtifactKind.PDF
-        and made.kind.value in offered
         and made.purged_at is None
         and record.stage is Stage.REPORTED
     ]
