@@ -36,7 +36,7 @@ from starlette.routing import Route
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.processes import free_port  # noqa: E402
+from tests.processes import free_port, listens  # noqa: E402
 from tests.servers import ORTHANC_CONFIGURATION, Orthanc, orthanc  # noqa: E402
 
 PACKAGE = "@ohif/app@3.13.2"
@@ -173,6 +173,8 @@ def service(directory: Path, running: Orthanc, http_port: int, viewer_url: str) 
         "HIPSCORE_QUERY_PEER": running.peer,
         "HIPSCORE_VIEWER_URL": f"{viewer_url}/viewer?StudyInstanceUIDs={{study}}",
     }
+    lines = [f"{name}='{value}'\n" for name, value in environment.items()]
+    (directory / "settings.env").write_text("".join(lines))
     running.add_modality("hipscore", ae_title="HIPSCORE", port=dicom_port)
     log = directory / "hipscore.log"
     command = [str(Path(sys.executable).with_name("hipscore")), "up"]
@@ -254,7 +256,11 @@ def main() -> None:
         "--screenshots", type=Path, metavar="DIR", help="take pictures in Chromium, then end"
     )
     chosen = parser.parse_args()
-    directory = chosen.directory.absolute()
+    directory = chosen.directory.resolve()
+    for port, option in ((chosen.port, "--port"), (chosen.http_port, "--http-port")):
+        if listens(port):
+            raise SystemExit(f"port {port} is taken; choose another with {option}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up like Ctrl-C
     files = fetch_viewer(directory)
     for stale in ("pacs", "service", "studies"):
         shutil.rmtree(directory / stale, ignore_errors=True)
@@ -267,6 +273,8 @@ def main() -> None:
         for uid in uids:
             print(f"study               {ours}/studies/{uid}/view")
             print(f"in OHIF             {shown}/viewer?StudyInstanceUIDs={uid}")
+        print("\nto try hipscore doctor, why, jobs and rules on it:")
+        print(f"  set -a; . {directory / 'service' / 'settings.env'}; set +a")
         print("\nFor research, not for clinical decisions.")
         if chosen.screenshots is not None:
             from tests.viewers.ohif import pictures  # noqa: PLC0415 - needs Playwright

@@ -47,10 +47,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    _append_only_no_more("audit")
-    op.drop_index(op.f("ix_series_first_received_at"), table_name="series")
-    for table in NEW_TABLES:
-        op.drop_table(table)
+    withdrawn = sa.text("SELECT count(*) FROM jobs WHERE withdrawn_at IS NOT NULL")
+    if op.get_bind().execute(withdrawn).scalar():
+        raise RuntimeError("results were withdrawn, and the older version would show them again")
     newer = ", ".join(f"'{kind}'" for kind in NEW_KINDS if kind not in KINDS)
     those = f"SELECT id FROM artifacts WHERE kind IN ({newer})"  # noqa: S608 - constants
     if _ledger_names_deliveries(those):
@@ -58,6 +57,10 @@ def downgrade() -> None:
         raise RuntimeError(
             "results of kinds that the older version does not know were sent: keep this version"
         )
+    _append_only_no_more("audit")
+    op.drop_index(op.f("ix_series_first_received_at"), table_name="series")
+    for table in NEW_TABLES:
+        op.drop_table(table)
     op.execute(f"DELETE FROM deliveries WHERE artifact_id IN ({those})")  # noqa: S608
     op.execute(f"DELETE FROM artifacts WHERE kind IN ({newer})")  # noqa: S608
     _artifacts(("job_id", "kind", "number"), ("job_id", "kind"), KINDS)
@@ -354,7 +357,7 @@ def _fill_studies() -> None:
     connection = op.get_bind()
     later = jobs.alias("later")
     current = (
-        sa.select(jobs, series.c.study_instance_uid)
+        sa.select(jobs.c.id, jobs.c.state, series.c.study_instance_uid)
         .join(series, series.c.id == jobs.c.series_id)
         .where(~sa.exists().where(later.c.supersedes_id == jobs.c.id))
         .order_by(jobs.c.id)
@@ -364,6 +367,7 @@ def _fill_studies() -> None:
         best = speaking.get(row.study_instance_uid)
         if best is None or _RANK[row.state] <= _RANK[best.state]:
             speaking[row.study_instance_uid] = row
+    results = _results(jobs, [row.id for row in speaking.values()])
     newest = sa.select(series.c.study_instance_uid, sa.func.max(series.c.id)).group_by(
         series.c.study_instance_uid
     )
@@ -377,12 +381,21 @@ def _fill_studies() -> None:
             "newest_series_id": newest_id,
             "priority": False,
             "updated_at": now,
-            **_outcome(speaking.get(uid)),
+            **(results[speaking[uid].id] if uid in speaking else _outcome(None)),
         }
         for uid, newest_id in connection.execute(newest)
     ]
     if rows:
         connection.execute(sa.insert(studies), rows)
+
+
+def _results(jobs: sa.TableClause, ids: list[int]) -> dict[int, dict[str, Any]]:
+    """What the worklist shows of these jobs; a few at a time, as results are large."""
+    found = {}
+    for start in range(0, len(ids), 200):
+        page = sa.select(jobs).where(jobs.c.id.in_(ids[start : start + 200]))
+        found |= {job.id: _outcome(job) for job in op.get_bind().execute(page)}
+    return found
 
 
 _EMPTY = (

@@ -31,6 +31,12 @@ Point: TypeAlias = tuple[float, float, float]
 RESEARCH_USE = "For research, not for clinical decisions"
 #: a hip with fewer usable slices is not scored, a series with fewer slices neither
 MIN_SLICES = 5
+#: what stands for a Patient ID where there is none: letters and digits, without numbers behind
+_NOBODY = frozenset(
+    "anon anonym anonymized anonymised anonymous deidentified dummy emergency id keine na nil "
+    "noid nobody noname none notavailable null patient patientid phantom test testpatient "
+    "tbd unbekannt undefined unidentified unknown unnamed x xx xxx xxxx".split()
+)
 
 
 class Side(StrEnum):
@@ -68,6 +74,7 @@ class ReasonCode(StrEnum):
     UNSUPPORTED_PIXEL_DATA = "unsupported_pixel_data"
     IMPLAUSIBLE_SEGMENTATION = "implausible_segmentation"
     NOT_MR = "not_mr"
+    NO_RULE = "no_rule"
 
 
 class Unsuitable(Exception):
@@ -406,8 +413,12 @@ class StudyIdentity:
 
     @property
     def patient_key(self) -> str | None:
-        """Opaque key of the patient: equal for equal issuer and ID; None without an ID."""
-        if not self.patient_id:
+        """Opaque key of the patient: equal for equal issuer and ID; None without an ID.
+
+        What is written where no ID is known, as ``ANON`` or ``000``, is none.
+        """
+        letters = "".join(each for each in self.patient_id.casefold() if each.isalnum())
+        if not letters.strip("0") or letters.rstrip("0123456789") in _NOBODY:
             return None
         text = f"{len(self.issuer_of_patient_id)}:{self.issuer_of_patient_id}{self.patient_id}"
         return hashlib.sha256(text.encode()).hexdigest()[:40]

@@ -18,6 +18,7 @@ from hipscore.domain import (
     Findings,
     Masks,
     ModelCard,
+    ReasonCode,
     Remark,
     Segmenter,
     Unsuitable,
@@ -49,9 +50,14 @@ def untimed(name: str) -> AbstractContextManager[object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What an operator may choose about the analysis."""
+    """What an operator may choose about the analysis.
+
+    ``wanted`` is False for a series that no rule took, and that is looked at so that its
+    study is told why: it never gets a score.
+    """
 
     protocol_check: bool = True
+    wanted: bool = True
     min_head_area_mm2: float = scoring.MIN_HEAD_AREA_MM2
 
 
@@ -98,6 +104,8 @@ def analyse(
     except Unsuitable as unsuitable:
         return Analysis(images=tuple(images), findings=_declined(unsuitable))
     masks, findings = examine(series.volume, segmenter, options=options, stage=stage)
+    if findings.scored and not options.wanted:
+        return Analysis(images=series.images, volume=series.volume, findings=_declined(_UNWANTED))
     return Analysis(images=series.images, volume=series.volume, masks=masks, findings=findings)
 
 
@@ -230,6 +238,12 @@ def _reference(built: Dataset) -> SopReference:
         series_instance_uid=str(built.SeriesInstanceUID),
         study_instance_uid=str(built.StudyInstanceUID),
     )
+
+
+_UNWANTED = Unsuitable(
+    ReasonCode.NO_RULE,
+    "no rule of this site takes the series; hipscore rules test says which condition failed",
+)
 
 
 def _declined(unsuitable: Unsuitable) -> Findings:

@@ -51,7 +51,8 @@ def _parts(value: object) -> Iterable[object]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what is bound to this host is reached from this machine alone."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -317,7 +318,7 @@ class Settings(BaseSettings):
         if self.access != "auto":
             return self.access == "keys"
         # what comes through a proxy comes from elsewhere, wherever the API is bound to
-        return bool(self.http_proxies) or not _is_loopback(self.http_host)
+        return bool(self.http_proxies) or not is_loopback(self.http_host)
 
     @property
     def peers(self) -> tuple[Peer, ...]:

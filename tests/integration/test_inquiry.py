@@ -21,6 +21,7 @@ from hipscore.addresses import Peer
 from hipscore.header import read_header
 from hipscore.lifecycle import SeriesState
 from hipscore.settings import Settings
+from hipscore.spool import Spool
 from hipscore.store import engine
 from hipscore.store.tables import Job, Series
 from hipscore.worker import inquiry
@@ -105,6 +106,7 @@ def received(
     connected = engine.connect(settings.database)
     with engine.transaction(engine.sessions(connected)) as session:
         for path in steps.save(datasets, folder):
+            Spool(settings.data_dir / "spool").put(path.read_bytes())
             store_steps.receive(read_header(path.read_bytes()), session=session, now=now)
     connected.dispose()
 

@@ -122,6 +122,15 @@ def test_a_series_that_came_whole_is_kept_closed_and_queued(base: str, settings:
         assert kept.SOPInstanceUID == row.sop_instance_uid
 
 
+def test_a_request_with_a_part_of_a_series_proves_nothing(base: str, settings: Settings) -> None:
+    images = steps.unannounced(steps.images())
+    answer(store(base, [encoded(each) for each in images[:10]]), 200)
+    answer(store(base, [encoded(each) for each in images[10:]]), 200)
+    (series,) = steps.rows(settings, Series)
+    assert series.state is SeriesState.RECEIVING  # the quiet period decides
+    assert steps.count(settings, Instance) == len(images)
+
+
 def test_the_same_image_by_c_store_and_by_stow_is_one_image(
     base: str, settings: Settings, tmp_path: Path
 ) -> None:

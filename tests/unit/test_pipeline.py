@@ -181,6 +181,7 @@ DECLINED: dict[ReasonCode, Callable[[Phantom, Oracle], Analysis]] = {
     ReasonCode.UNSUPPORTED_PIXEL_DATA: lambda p, o: analyse(_cut(to_datasets(p)), o),
     ReasonCode.IMPLAUSIBLE_SEGMENTATION: lambda p, _: _flooded(p),
     ReasonCode.NOT_MR: lambda p, o: analyse(_ct(to_datasets(p)), o),
+    ReasonCode.NO_RULE: lambda p, o: analyse(to_datasets(p), o, options=Options(wanted=False)),
 }
 
 
@@ -194,7 +195,8 @@ def test_what_cannot_be_scored_says_why(code: ReasonCode, phantom: Phantom, orac
     assert found.images
     hips_were_found = code is ReasonCode.IMPLAUSIBLE_SEGMENTATION
     assert bool(found.masks) is bool(found.findings.hips) is hips_were_found
-    assert (found.volume is not None) is (hips_were_found or code is ReasonCode.NO_HIP_FOUND)
+    looked_at = {ReasonCode.NO_HIP_FOUND, ReasonCode.NO_RULE}
+    assert (found.volume is not None) is (hips_were_found or code in looked_at)
 
 
 def test_fat_suppression_can_be_taken_on_trust(phantom: Phantom, oracle: Oracle) -> None:

@@ -145,7 +145,8 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def service(*arguments: str) -> list[str]:
     """Command line of one of our own commands, run by this interpreter."""
-    return [sys.executable, "-m", "hipscore", *arguments]
+    # -P: files of the folder it is started in are no modules of ours
+    return [sys.executable, "-P", "-m", "hipscore", *arguments]
 
 
 def redis_command(settings: Settings) -> list[str]:

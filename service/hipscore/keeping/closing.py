@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session, sessionmaker
 
 from hipscore import routing
-from hipscore.domain import ModelCard
+from hipscore.domain import ModelCard, Transient
 from hipscore.header import Unreadable, read_leading
 from hipscore.identity import identity
 from hipscore.lifecycle import CloseReason, IllegalMove
@@ -16,6 +18,8 @@ from hipscore.spool import Corrupt, Spool
 from hipscore.store import closing, explaining, intake, studies
 from hipscore.store import engine as database
 from hipscore.store.tables import Job
+
+log = logging.getLogger(__name__)
 
 
 class Closing:
@@ -51,7 +55,7 @@ class Closing:
             If the database cannot be used now.
         """
         with database.transaction(self._sessions) as session:
-            first = intake.first_image(series_id, session=session)
+            first = intake.first_images(series_id, session=session)
         header = self._header(first)
         with database.transaction(self._sessions) as session:
             closed = intake.close(
@@ -130,19 +134,26 @@ class Closing:
     def _nearness(self, series_id: int) -> int:
         """How many conditions hold of the rule that the series came nearest to."""
         with database.transaction(self._sessions) as session:
-            first = intake.first_image(series_id, session=session)
+            first = intake.first_images(series_id, session=session)
             arrived = intake.evidence(series_id, session=session)
             came = routing.Came(**intake.origin(series_id, session=session))
         return routing.decide(self._rules, self._header(first), arrived, came).nearness
 
-    def _header(self, first: intake.StoredBytes | None) -> Dataset:
-        """What the first image says before its pixels; nothing where it cannot be read now."""
-        if first is None:
-            return Dataset()
-        try:
-            return read_leading(self._spool.read(first.spool_key, first.sha256))
-        except (Corrupt, Unreadable):
-            return Dataset()
+    def _header(self, images: Sequence[intake.StoredBytes]) -> Dataset:
+        """What the first image that can be read says before its pixels.
+
+        Nothing where all bytes were purged. Raises Transient if there are bytes and none of
+        them can be read: that is a fault of the disk, and no reason to ignore a series.
+        """
+        for each in images:
+            try:
+                return read_leading(self._spool.read(each.spool_key, each.sha256))
+            except (Corrupt, Unreadable) as error:
+                log.error("image %s cannot be read: %s", each.spool_key, type(error).__name__)  # noqa: TRY400
+        if images:
+            msg = f"none of {len(images)} images of the series can be read from the spool"
+            raise Transient(msg)
+        return Dataset()
 
 
 def _now() -> datetime:

@@ -30,15 +30,18 @@ def visit_ended(
     closing: Closing,
     sessions: sessionmaker[Session],
     broker: Celery,
+    whole: bool = True,
 ) -> None:
     """Close what this visit proves complete, now that its sender is done. Never raises.
 
-    What it does not prove, or what cannot be closed now, the reaper closes after the
-    quiet period.
+    ``whole``: senders of this kind send a series in one visit. Where they do not (STOW-RS
+    clients cut a series into requests), that images adjoin proves nothing: only the number
+    that they announce does. What is not proven complete, or cannot be closed now, the reaper
+    closes after the quiet period.
     """
     for series_id, brought in images.items():
         try:
-            _close(series_id, brought, closing, sessions, broker)
+            _close(series_id, brought if whole else (), closing, sessions, broker)
         except (SQLAlchemyError, Transient) as error:
             log.warning("series %d stays open until it is quiet: %s", series_id, where(error))
         except Exception as error:  # noqa: BLE001 - the reaper repeats this; the visit ends here
@@ -78,12 +81,16 @@ def _close(
     sessions: sessionmaker[Session],
     broker: Celery,
 ) -> None:
-    """Close the series if these images, all of one visit, prove it complete."""
+    """Close the series if what has arrived proves it complete.
+
+    ``brought`` are the images of a visit that is the whole of a series where it has all.
+    """
     since = datetime.now(UTC)
     with database.transaction(sessions) as session:
         arrived = intake.evidence(series_id, session=session)
         # An image that came again counts: a sender that was cut off sends all of them.
         once = all(each.sop_instance_uid in brought for each in arrived)
+        once = once and bool(brought)
         reason = lifecycle.completeness(arrived, released=True, one_association=once)
     if reason is None:
         return

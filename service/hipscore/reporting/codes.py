@@ -150,6 +150,7 @@ REMARKS: Mapping[str, Code] = MappingProxyType(
             "IMPLAUSIBLE_SEG", "Implausible segmentation"
         ),
         ReasonCode.NOT_MR.value: private("NOT_MR", "Not MR"),
+        ReasonCode.NO_RULE.value: private("NO_RULE", "No rule of the site takes the series"),
         "one_hip_only": private("ONE_HIP_ONLY", "Only one hip was scored"),
         QualityCode.LOW_CONFIDENCE.value: private("LOW_CONFIDENCE", "Low confidence of location"),
         QualityCode.HEAD_RADIUS_UNUSUAL.value: private(

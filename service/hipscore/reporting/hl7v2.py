@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -69,6 +70,11 @@ def time_of(date: str, time: str) -> str:
         return date
     whole = digits[: len(digits) // 2 * 2]
     return f"{date}{whole}" + (f".{fraction[:4]}" if fraction and len(whole) == 6 else "")
+
+
+def derived(*parts: str) -> str:
+    """Derive an identifier of 20 characters, the most that MSH-10 takes (HL7 v2.5.1 2.15.9.10)."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20].upper()
 
 
 def moment(time: datetime) -> str:

@@ -1,6 +1,8 @@
 """Findings as an HL7 v2.5.1 message: ORU^R01, unsolicited result (HL7 v2.5.1 7.3.1).
 
-One order, one observation for each number. Whose study it is comes from the tidy header that
+One order, one observation for each number. Series of one study share the placer's number, the
+accession number; the filler's number and OBX-4 are the series' own, and those of all its results:
+a correction, or a retraction, meets what it is about and nothing else. Whose study it is comes from the tidy header that
 the DICOM reports have too, so that message and report agree. Codes are those of the report; a
 hip's have its side as a suffix (``UNET_SCORE-R``), because many receivers keep one value for
 each code of OBX-3 and do not look at its sub-ID.
@@ -12,7 +14,6 @@ in the name of the service.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
@@ -26,7 +27,16 @@ from hipscore.header import is_uid
 from hipscore.identity import identity
 from hipscore.reporting import ReportContext, SopReference, assessed, codes, comparison
 from hipscore.reporting.header import headers, silently
-from hipscore.reporting.hl7v2 import Components, Field, coded, moment, names, segment, time_of
+from hipscore.reporting.hl7v2 import (
+    Components,
+    Field,
+    coded,
+    derived,
+    moment,
+    names,
+    segment,
+    time_of,
+)
 
 MEDIA_TYPE = "application/hl7-v2"
 #: OBR-4
@@ -34,11 +44,21 @@ SERVICE = codes.private("HIP_SCORE", "Hip inflammation score of STIR MRI, resear
 SR_INSTANCE = codes.private("SR_INSTANCE_UID", "SOP Instance UID of the structured report")
 EARLIER_DATE = codes.private("EARLIER_DATE", "Study date of the earlier study")
 STUDY_INSTANCE = Code("110180", "DCM", "Study Instance UID")
+SERIES_INSTANCE = Code("112002", "DCM", "Series Instance UID")
 
 _FINAL, _CORRECTED, _NONE = "F", "C", "X"  # HL7 tables 0085 and 0123
 _ABNORMAL = "A"  # HL7 table 0078
 _COUNTS = "Scores over different numbers of slices do not compare"
 _REPORTS = (str(Comprehensive3DSRStorage), str(ComprehensiveSRStorage))
+#: of a hip that was scored, with their units
+_NUMBERS = (
+    (codes.UNET_SCORE, codes.NO_UNITS),
+    (codes.BME_SCORE, codes.NO_UNITS),
+    (codes.SYNOVITIS_SCORE, codes.NO_UNITS),
+    (codes.SLICES_USED, codes.SLICES),
+    (codes.MEAN_RATIO, codes.RATIO),
+    (codes.VOLUME_INDEX, codes.RATIO),
+)
 
 
 @silently()
@@ -79,26 +99,68 @@ def build_oru(
     ValueError
         If there is no image.
     """
-    header = headers(images, context)[0]
+    observations = [
+        *_of_patient(findings, card, context),
+        *(each for hip in findings.hips for each in _of_hip(hip, findings, card, context)),
+        *(
+            _Observation(SR_INSTANCE, text=each.sop_instance_uid)
+            for each in [each for each in references if each.sop_class_uid in _REPORTS][:1]
+        ),
+    ]
+    notes = [RESEARCH_USE, _COUNTS, *(each.text for each in findings.quality)]
+    return _message(headers(images, context)[0], notes, observations, context)
+
+
+@silently()
+def build_bare(whose: Dataset, sides: Iterable[Side], context: ReportContext) -> bytes:
+    """Build the message of a result that is not here any more, with none of its numbers.
+
+    It is what a retraction (:mod:`hipscore.reporting.retraction`) is made from then.
+
+    Parameters
+    ----------
+    whose
+        A header of the study, with the Series Instance UID of the source.
+    sides
+        The hips of which there was a result.
+    context
+        As for :func:`build_oru`.
+    """
+    observations = [
+        _Observation(codes.UNET_SCORE, unit=codes.NO_UNITS, missing=True),
+        *(
+            _Observation(concept, side=side, unit=unit, missing=True)
+            for side in sides
+            for concept, unit in _NUMBERS
+        ),
+    ]
+    return _message(headers([whose], context)[0], [RESEARCH_USE], observations, context)
+
+
+def _message(
+    header: Dataset,
+    notes: Iterable[str],
+    observations: Iterable[_Observation],
+    context: ReportContext,
+) -> bytes:
     message = hl7.parse("MSH|^~\\&|\r")
     del message[0]
-    control_id = _control_id(context)
+    filler = filler_number(str(header.SeriesInstanceUID))
     segments = [
-        _msh(control_id, context),
+        _msh(derived("oru", context.job_key), context),
         _pid(header, context),
-        *_order(header, control_id, context),
-        *_notes([RESEARCH_USE, _COUNTS, *(each.text for each in findings.quality)]),
-        *_observations(header, findings, card, context, references),
+        *_order(header, filler, context),
+        *_notes(notes),
+        *_observations(header, filler, observations, context),
     ]
     for name, fields in segments:
         message.append(segment(message, name, fields))
     return str(message).encode("utf-8")
 
 
-def _control_id(context: ReportContext) -> str:
-    """Derive MSH-10, at most 20 characters (HL7 v2.5.1 2.15.9.10)."""
-    digest = hashlib.sha256(f"oru\n{context.job_key}".encode()).hexdigest()
-    return digest[:20].upper()
+def filler_number(series_instance_uid: str) -> str:
+    """Number of a series in ORC-3, OBR-3 and OBX-4: these take 22 and 20 characters."""
+    return derived("oru series", series_instance_uid)
 
 
 def _msh(control_id: str, context: ReportContext) -> tuple[str, list[Field]]:
@@ -140,13 +202,13 @@ def _pid(header: Dataset, context: ReportContext) -> tuple[str, list[Field]]:
 
 
 def _order(
-    header: Dataset, control_id: str, context: ReportContext
+    header: Dataset, number: str, context: ReportContext
 ) -> Iterator[tuple[str, list[Field]]]:
-    """ORC and OBR: both sides know the order by its accession number (OBR-18 as IHE RAD has it)."""
+    """ORC and OBR: the accession number is the placer's (OBR-18 as IHE RAD has it)."""
     known = identity(header)
     accession = known.accession_number
     placer: Field = accession
-    filler: Field = accession or [[control_id, context.device_name]]
+    filler: Field = [[number, context.device_name]]
     created = moment(context.created_at)
     provider = names(known.referring_physician, leading=1, trailing=4)
     yield "ORC", ["RE", placer, filler, "", "CM", "", "", "", created, "", "", provider]
@@ -177,24 +239,18 @@ def _order(
 
 def _observations(
     header: Dataset,
-    findings: Findings,
-    card: ModelCard,
+    sub_id: str,
+    observations: Iterable[_Observation],
     context: ReportContext,
-    references: Sequence[SopReference],
 ) -> Iterator[tuple[str, list[Field]]]:
-    """OBX, numbered, each with its notes."""
-    observations = [
-        *_of_patient(findings, card, context),
-        *(each for hip in findings.hips for each in _of_hip(hip, findings, card, context)),
+    """OBX, numbered, each with its notes; the study and the series are the last."""
+    where = (
         _Observation(STUDY_INSTANCE, text=str(header.StudyInstanceUID)),
-        *(
-            _Observation(SR_INSTANCE, text=each.sop_instance_uid)
-            for each in [each for each in references if each.sop_class_uid in _REPORTS][:1]
-        ),
-    ]
+        _Observation(SERIES_INSTANCE, text=str(header.SeriesInstanceUID)),
+    )
     known = identity(header)
     taken = time_of(known.study_date, known.study_time)
-    for number, each in enumerate(observations, start=1):
+    for number, each in enumerate((*observations, *where), start=1):
         kind, value = each.value()
         yield (
             "OBX",
@@ -202,7 +258,7 @@ def _observations(
                 str(number),
                 kind,
                 coded(each.concept, each.side),
-                "1",
+                sub_id,
                 value,
                 coded(each.unit) if each.unit is not None else "",
                 "",
@@ -284,14 +340,15 @@ def _of_hip(
         if hip.reason is not None:
             yield _reason(hip.reason, side)
         return
-    for concept, number, unit in (
-        (codes.UNET_SCORE, hip.unet_score, codes.NO_UNITS),
-        (codes.BME_SCORE, hip.bme_score, codes.NO_UNITS),
-        (codes.SYNOVITIS_SCORE, hip.synovitis_score, codes.NO_UNITS),
-        (codes.SLICES_USED, len(hip.slices), codes.SLICES),
-        (codes.MEAN_RATIO, hip.mean_ratio, codes.RATIO),
-        (codes.VOLUME_INDEX, hip.whole_volume_index, codes.RATIO),
-    ):
+    numbers = (
+        hip.unet_score,
+        hip.bme_score,
+        hip.synovitis_score,
+        len(hip.slices),
+        hip.mean_ratio,
+        hip.whole_volume_index,
+    )
+    for (concept, unit), number in zip(_NUMBERS, numbers, strict=True):
         if number is not None:
             yield _Observation(concept, side=side, number=number, unit=unit)
     change = assessed(findings, card, context).change

@@ -14,7 +14,7 @@ from hipscore.addresses import DicomWeb, Mllp
 from hipscore.addresses import destination as parse
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DELIVERY, DeliveryEvent, DeliveryState, IllegalMove
-from hipscore.store import ledger
+from hipscore.store import ledger, retracting
 from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
 from hipscore.store.tables import ArtifactRow, Delivery, Job
 
@@ -43,7 +43,8 @@ def claim(
     """PENDING → SENDING under ``lease`` (a token nobody else has); counts the attempt.
 
     Returns None, and changes nothing, when the delivery is not PENDING, not due yet, or
-    claimed by another worker at this moment. What was withdrawn meanwhile is stopped.
+    claimed by another worker at this moment. What was withdrawn meanwhile is stopped. What
+    takes a result back waits while that is being sent (:mod:`hipscore.store.retracting`).
 
     Raises
     ------
@@ -56,6 +57,8 @@ def claim(
         return None
     if _withdrawn(delivery, session=session):
         stop(delivery, now=now, session=session)
+        return None
+    if retracting.waits(delivery, now=now, session=session):
         return None
     won = advance(
         delivery,
@@ -372,13 +375,13 @@ def subject_of(delivery: Delivery, *, session: Session) -> ledger.Subject:
 
 
 def _withdrawn(delivery: Delivery, *, session: Session) -> bool:
-    """Whether this is part of a withdrawn result; the note that says so is not."""
+    """Whether this is part of a withdrawn result; what says so is not."""
     query = (
         select(ArtifactRow.id)
         .join(Job, Job.id == ArtifactRow.job_id)
         .where(
             ArtifactRow.id == delivery.artifact_id,
-            ArtifactRow.kind != ArtifactKind.REJECTION,
+            ~retracting.TAKES_BACK,
             Job.withdrawn_at.is_not(None),
         )
     )

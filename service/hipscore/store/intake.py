@@ -91,16 +91,15 @@ class StoredBytes(NamedTuple):
     sha256: str
 
 
-def first_image(series_id: int, *, session: Session) -> StoredBytes | None:
-    """The image of the series that arrived first among those whose bytes are here."""
+def first_images(series_id: int, *, limit: int = 5, session: Session) -> list[StoredBytes]:
+    """The images of the series that arrived first among those whose bytes are here."""
     query = (
         select(Instance.spool_key, Instance.sha256)
         .where(Instance.series_id == series_id, Instance.purged_at.is_(None))
         .order_by(Instance.id)
-        .limit(1)
+        .limit(limit)
     )
-    row = session.execute(query).one_or_none()
-    return None if row is None else StoredBytes(*row)
+    return [StoredBytes(*row) for row in session.execute(query)]
 
 
 def origin(series_id: int, *, session: Session) -> dict[str, str]:

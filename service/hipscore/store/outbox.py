@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState
+from hipscore.store.retracting import TAKES_BACK
 from hipscore.store.tables import ArtifactRow, Delivery, Job, Series
 
 _ARRIVED = (DeliveryState.SENT, DeliveryState.COMMITTED)
@@ -74,7 +75,7 @@ def exhausted(*, destination: str | None = None, session: Session) -> Sequence[i
         .where(
             Delivery.state == DeliveryState.EXHAUSTED,
             ArtifactRow.purged_at.is_(None),
-            or_(Job.withdrawn_at.is_(None), ArtifactRow.kind == ArtifactKind.REJECTION),
+            or_(Job.withdrawn_at.is_(None), TAKES_BACK),
         )
     )
     if destination is not None:

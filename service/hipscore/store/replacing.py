@@ -17,7 +17,10 @@ from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState
 from hipscore.store import ledger
 from hipscore.store.moves import load
+from hipscore.store.retracting import takes_back
 from hipscore.store.tables import ArtifactRow, Delivery, Job
+
+_THERE = {DeliveryState.SENT, DeliveryState.COMMITTED}
 
 
 def replace(
@@ -100,7 +103,11 @@ class Overtaken(NamedTuple):
 
 
 def overtaken(delivery_id: int, *, session: Session) -> Overtaken:
-    """Look at the other messages of the series to the same destination."""
+    """Look at the other messages of the series to the same destination.
+
+    A retraction is not to follow a later result that is there: they have one order number,
+    and it would take back both. One that only waits does not keep it: that may never go.
+    """
     delivery = load(Delivery, delivery_id, session=session)
     own = session.get_one(ArtifactRow, delivery.artifact_id)
     series_id = load(Job, own.job_id, session=session).series_id
@@ -117,6 +124,10 @@ def overtaken(delivery_id: int, *, session: Session) -> Overtaken:
         .order_by(Job.id.desc())
     )
     found = session.execute(others).all()
-    later = [each.id for each in found if each.job_id > own.job_id]
-    waits = any(each.job_id < own.job_id and each.state is DeliveryState.SENDING for each in found)
-    return Overtaken(by=later[0] if later else None, waits=waits)
+    later = [each for each in found if each.job_id > own.job_id]
+    sending = [each for each in found if each.state is DeliveryState.SENDING]
+    if takes_back(own):
+        later = [each for each in later if each.state in _THERE]
+    else:
+        sending = [each for each in sending if each.job_id < own.job_id]
+    return Overtaken(by=later[0].id if later else None, waits=bool(sending))

@@ -39,6 +39,10 @@ def rank(job: Job) -> tuple[int, int]:
 def refresh(series_id: int, *, now: datetime, session: Session) -> None:
     """Write down what speaks for the study of this series now."""
     series = session.get_one(Series, series_id)
+    # First the line, then its jobs: of two series that finish together, the second writes
+    # what both have come to. (SQLite has only one writer.)
+    line = select(Study.id).where(Study.study_instance_uid == series.study_instance_uid)
+    session.execute(line.with_for_update(key_share=True))
     later = aliased(Job)
     current = (
         select(Job)

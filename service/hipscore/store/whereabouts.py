@@ -13,6 +13,7 @@ from hipscore.lifecycle import DeliveryState
 from hipscore.store.account import Account
 from hipscore.store.deliveries import WITHDRAWN
 from hipscore.store.queries import JobDetail
+from hipscore.store.retracting import takes_back
 from hipscore.store.tables import Delivery, Event
 from hipscore.store.telling import OVERDUE, Telling, times, tries
 
@@ -22,7 +23,6 @@ _KIND = {
     ArtifactKind.SC: "secondary captures",
     ArtifactKind.PDF: "PDF",
     ArtifactKind.ORU: "HL7 message",
-    ArtifactKind.REJECTION: "retraction",
 }
 
 
@@ -31,7 +31,10 @@ def deliveries(detail: JobDetail, account: Account, told: Telling) -> Iterator[s
 
     What is to be done is added to ``told``.
     """
-    kinds = {each.id: _KIND.get(each.kind, each.kind.value) for each in detail.artifacts}
+    kinds = {
+        each.id: "retraction" if takes_back(each) else _KIND.get(each.kind, each.kind.value)
+        for each in detail.artifacts
+    }
 
     def order(row: Delivery) -> tuple[int, str, str]:
         urgency = _REPLACED if _is_replaced(row) else _URGENCY[row.state]

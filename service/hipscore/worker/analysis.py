@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -35,6 +35,9 @@ from hipscore.worker.bench import (
     term,
     trace,
 )
+
+#: seconds before a result is stored again when the database would not take it
+FINISH_PAUSES_S = (0.2, 1.0, 3.0)
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,10 @@ def _perform(
     with stage("read"):
         images = [read_image(at.spool.read(each.spool_key, each.sha256)) for each in sources]
         predecessor = None if earlier is None else _reference(earlier, at)
-    options = pipeline.Options(min_head_area_mm2=at.settings.min_head_area_mm2)
+    options = pipeline.Options(
+        min_head_area_mm2=at.settings.min_head_area_mm2,
+        wanted=series.match_rule != routing.EXPLAINED,
+    )
     with orders.asking(job, series, images, at) as background:
         analysis = pipeline.analyse(images, segmenter, options=options, stage=stage)
         with stage("orders"):
@@ -118,23 +124,38 @@ def _perform(
     )
     with stage("store"):
         stored = [_spooled(artifact, at.spool) for artifact in artifacts]
-    with database.transaction(at.sessions) as session:
-        ids = jobs.finish(
-            job.id,
-            lease=lease,
-            state=JobState.ANALYSED if analysis.findings.scored else JobState.NOT_SCORABLE,
-            result=result,
-            artifacts=stored,
-            destinations=receivers,
-            travels=lambda destination, kind: routing.travels(
-                at.rules, series.match_rule, destination, kind, came=_came(series)
-            ),
-            timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
-            now=now_utc(),
-            session=session,
-        )
+
+    def finish() -> list[int]:
+        with database.transaction(at.sessions) as session:
+            return jobs.finish(
+                job.id,
+                lease=lease,
+                state=JobState.ANALYSED if analysis.findings.scored else JobState.NOT_SCORABLE,
+                result=result,
+                artifacts=stored,
+                destinations=receivers,
+                travels=lambda destination, kind: routing.travels(
+                    at.rules, series.match_rule, destination, kind, came=_came(series)
+                ),
+                timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
+                now=now_utc(),
+                session=session,
+            )
+
+    ids = _persistently(finish)
     reason = analysis.findings.reason
     return ids, "scored" if reason is None else f"not scorable ({reason.code})"
+
+
+def _persistently(finish: Callable[[], list[int]]) -> list[int]:
+    """Try again after a moment: a deadlock or a restart shall not cost the analysis."""
+    for pause in FINISH_PAUSES_S:
+        try:
+            return finish()
+        except Transient as error:
+            log.warning("a result is not stored yet: %s", describe(error))
+            time.sleep(pause)
+    return finish()
 
 
 def _came(series: Series) -> routing.Came:

@@ -171,6 +171,7 @@ class Intake:
             closing=closing,
             sessions=self._desk.writers,
             broker=self._desk.broker,
+            whole=False,
         )
 
     def broke(self, visit: Visit) -> None:

@@ -30,9 +30,10 @@ from hipscore import pacs
 from hipscore.addresses import Destination, DicomWeb, Mllp, Peer
 from hipscore.cli.doctor.finding import Finding, fault, good, note, warning
 from hipscore.cli.doctor.machine import listens
-from hipscore.keeping.rules import destinations, load_rules
+from hipscore.keeping.rules import destinations, load_rules, peers
 from hipscore.pacs.examine import examine
-from hipscore.settings import Settings
+from hipscore.routing import Rules, receiver
+from hipscore.settings import Settings, is_loopback
 
 TIMEOUTS = pacs.Timeouts(connection=5.0, acse=10.0, dimse=10.0)
 #: a certificate that ends within this many days is worth a warning
@@ -54,13 +55,13 @@ _QUERY = {
 
 def findings(settings: Settings) -> Iterator[Finding]:
     """Look at each in turn."""
-    yield from _ourselves(settings)
     try:
-        targets = destinations(settings, load_rules(settings))
-    except (OSError, ValueError):
-        targets = settings.destinations  # what is wrong with the rules was said already
-    for each in targets:
-        yield from _destination(each, settings)
+        rules = load_rules(settings)
+    except (OSError, ValueError):  # what is wrong with the rules was said already
+        rules = Rules(artifacts={})
+    yield from _ourselves(settings, rules)
+    for each in destinations(settings, rules):
+        yield from _destination(each, settings, rules)
     if settings.query_peer is not None:
         yield _query_peer(settings.query_peer, settings)
     if settings.worklist_peer is not None:
@@ -72,10 +73,10 @@ def _here(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a comparison
 
 
-def _ourselves(settings: Settings) -> Iterator[Finding]:
+def _ourselves(settings: Settings, rules: Rules) -> Iterator[Finding]:
     us = Peer(ae_title=settings.ae_title, host=_here(settings.dicom_host), port=settings.dicom_port)
     # as a PACS would greet us
-    callers = {each.ae_title for each in settings.peers} or {settings.ae_title}
+    callers = {each.ae_title for each in peers(settings, rules)} or {settings.ae_title}
     answers = [
         examine(us, (), calling_aet=caller, timeouts=TIMEOUTS).echo for caller in sorted(callers)
     ]
@@ -89,22 +90,28 @@ def _ourselves(settings: Settings) -> Iterator[Finding]:
     host = _here(settings.http_host)
     if listens(host, settings.http_port):
         yield good("API", f"{scheme}://{host}:{settings.http_port}/ accepts connections")
+        if scheme == "http" and not is_loopback(settings.http_host) and not settings.http_proxies:
+            yield warning(
+                "API",
+                "it is offered to others without encryption: keys and results can be read",
+                "set HIPSCORE_HTTP_CERTIFICATE and HIPSCORE_HTTP_PRIVATE_KEY, or use a proxy",
+            )
     else:
         yield fault(
             "API", f"nothing listens on {host}:{settings.http_port}", "start hipscore up (or serve)"
         )
 
 
-def _destination(target: Destination, settings: Settings) -> Iterator[Finding]:
+def _destination(target: Destination, settings: Settings, rules: Rules) -> Iterator[Finding]:
     if isinstance(target, Peer):
-        yield from _pacs(target, settings)
+        yield from _pacs(target, settings, rules)
     elif isinstance(target, DicomWeb):
         yield from _web(target)
     else:
         yield _hl7(target)
 
 
-def _pacs(peer: Peer, settings: Settings) -> Iterator[Finding]:
+def _pacs(peer: Peer, settings: Settings, rules: Rules) -> Iterator[Finding]:
     proposed = (*_RESULTS, StorageCommitmentPushModel)
     found = examine(peer, proposed, calling_aet=settings.ae_title, timeouts=TIMEOUTS)
     us = f"{settings.ae_title}, port {settings.dicom_port}"
@@ -129,7 +136,8 @@ def _pacs(peer: Peer, settings: Settings) -> Iterator[Finding]:
             "secondary captures and a PDF go instead",
         )
     title = peer.ae_title
-    spared = {"*", title} & set(settings.no_commitment)
+    asked = receiver(rules, str(peer)).commitment
+    spared = not asked if asked is not None else {"*", title} & set(settings.no_commitment)
     if StorageCommitmentPushModel in found.accepted:
         yield good("PACS", f"{peer} offers storage commitment")
     elif spared:
@@ -138,7 +146,7 @@ def _pacs(peer: Peer, settings: Settings) -> Iterator[Finding]:
         yield warning(
             "PACS",
             f"{peer} offers no storage commitment",
-            f"switch it on there for us ({us}), or set HIPSCORE_NO_COMMITMENT={title}",
+            f"switch it on there for us ({us}), or add {title} to HIPSCORE_NO_COMMITMENT",
         )
 
 
