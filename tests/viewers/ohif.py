@@ -50,7 +50,7 @@ def pictures(url: str, study: str, directory: Path) -> list[Path]:
         for notice in ("Confirm and hide", "Skip all"):
             button = page.get_by_text(notice).first
             button.wait_for(timeout=30_000)
-            button.click()
+            button.dispatch_event("click")  # the veil of one lies over the other
         taken = [
             _open(page, "hipscore SEG", directory / "seg.png", asked=True),
             _open(page, "hipscore images", directory / "sc.png"),

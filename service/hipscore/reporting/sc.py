@@ -12,8 +12,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from hipscore.domain import RESEARCH_USE, Findings, Masks, ModelCard, Volume
-from hipscore.reporting import ReportContext, captures, codes, source, uids
+from hipscore.reporting import ReportContext, captures, codes, picture, source, uids
 from hipscore.reporting.header import LOSSY, headers, silently
+
+#: height of the empty band above and below each picture, pixels
+BAND = 56
 
 
 @silently()
@@ -89,6 +92,7 @@ def _capture(
     capture.SamplesPerPixel = 3
     capture.PhotometricInterpretation = "RGB"
     capture.PlanarConfiguration = 0
+    page = _framed(page)
     capture.Rows, capture.Columns = page.height, page.width
     capture.BitsAllocated = capture.BitsStored = 8
     capture.HighBit = 7
@@ -109,3 +113,10 @@ def _source(header: Dataset) -> Dataset:
     item = source.reference(header)
     item.PurposeOfReferenceCodeSequence = [codes.concept(codes.SOURCE_IMAGE)]
     return item
+
+
+def _framed(page: Image.Image) -> Image.Image:
+    """Leave bands above and below: viewers write into the corners of a picture."""
+    framed = Image.new("RGB", (page.width, page.height + 2 * BAND), picture.BACKGROUND)
+    framed.paste(page, (0, BAND))
+    return framed
