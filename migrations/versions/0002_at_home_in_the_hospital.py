@@ -38,6 +38,7 @@ NEW_TABLES = (
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("withdrawn_at", TIME, nullable=True))
     _artifacts(("job_id", "kind"), ("job_id", "kind", "number"), NEW_KINDS)
+    _index("artifacts", "sop_instance_uid")
     _studies()
     _earlier_reports()
     _work_items()
@@ -63,6 +64,7 @@ def downgrade() -> None:
         op.drop_table(table)
     op.execute(f"DELETE FROM deliveries WHERE artifact_id IN ({those})")  # noqa: S608
     op.execute(f"DELETE FROM artifacts WHERE kind IN ({newer})")  # noqa: S608
+    op.drop_index(op.f("ix_artifacts_sop_instance_uid"), table_name="artifacts")
     _artifacts(("job_id", "kind", "number"), ("job_id", "kind"), KINDS)
     op.drop_column("jobs", "withdrawn_at")
 

@@ -31,11 +31,15 @@ Point: TypeAlias = tuple[float, float, float]
 RESEARCH_USE = "For research, not for clinical decisions"
 #: a hip with fewer usable slices is not scored, a series with fewer slices neither
 MIN_SLICES = 5
-#: what stands for a Patient ID where there is none: letters and digits, without numbers behind
+#: what stands for a Patient ID where there is none, letters and digits alone
 _NOBODY = frozenset(
-    "anon anonym anonymized anonymised anonymous deidentified dummy emergency id keine na nil "
-    "noid nobody noname none notavailable null patient patientid phantom test testpatient "
-    "tbd unbekannt undefined unidentified unknown unnamed x xx xxx xxxx".split()
+    (
+        *("anon", "anonym", "anonymised", "anonymized", "anonymous", "deidentified"),
+        *("dummy", "id", "keine", "na", "nil", "nobody", "noid", "noname", "none"),
+        *("notavailable", "null", "patient", "patientid", "tbd", "test", "testpatient"),
+        *("unbekannt", "undefined", "unidentified", "unknown", "unnamed"),
+        *("x", "xx", "xxx", "xxxx"),
+    )
 )
 
 
@@ -418,7 +422,7 @@ class StudyIdentity:
         What is written where no ID is known, as ``ANON`` or ``000``, is none.
         """
         letters = "".join(each for each in self.patient_id.casefold() if each.isalnum())
-        if not letters.strip("0") or letters.rstrip("0123456789") in _NOBODY:
+        if not letters.strip("0") or letters in _NOBODY:
             return None
         text = f"{len(self.issuer_of_patient_id)}:{self.issuer_of_patient_id}{self.patient_id}"
         return hashlib.sha256(text.encode()).hexdigest()[:40]

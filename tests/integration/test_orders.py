@@ -35,9 +35,14 @@ def worklist(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Worklist]:
     """A modality worklist of each kind."""
-    make = archives.wlmscpfs if request.param == "dcmtk" else archives.orthanc_worklist
-    with make(tmp_path_factory.mktemp(request.param)) as running:
-        yield running
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "dcmtk":
+        lenient = ("--keep-char-set", "--disable-file-reject")  # items without a study, too
+        with archives.wlmscpfs(root, options=lenient) as running:
+            yield running
+    else:
+        with archives.orthanc_worklist(root) as running:
+            yield running
 
 
 def ask(worklist: Worklist, uid: str, **known: str) -> StudyIdentity | Outcome | None:
@@ -97,7 +102,7 @@ def test_an_order_of_another_patient_is_not_taken(worklist: Worklist) -> None:
 
 def test_without_the_study_the_only_mr_of_patient_and_day_is_taken(worklist: Worklist) -> None:
     worklist.plan(
-        planned(study_uid="1.2.5", patient_id="P3", accession="A-3", physician="Doe^John"),
+        planned(study_uid="", patient_id="P3", accession="A-3", physician="Doe^John"),
         planned(study_uid="1.2.6", patient_id="P3", accession="A-4", modality="CT"),
         planned(study_uid="1.2.7", patient_id="P3", accession="A-5", date="20240103"),
         planned(study_uid="1.2.8", patient_id="P4", accession="A-6"),
@@ -110,10 +115,30 @@ def test_without_the_study_the_only_mr_of_patient_and_day_is_taken(worklist: Wor
     assert ask(worklist, "1.2.99", study_date="20240102") is None
 
 
+def test_the_knee_of_the_same_day_is_not_taken(worklist: Worklist) -> None:
+    knee = planned(study_uid="1.2.5", patient_id="P3", accession="A-3", described="MR knee")
+    worklist.plan(knee)
+    assert ask(worklist, "1.2.99", patient_id="P3", study_date="20240102") is None
+
+
+def test_an_order_of_the_day_with_another_accession_number_is_not_taken(
+    worklist: Worklist,
+) -> None:
+    worklist.plan(planned(study_uid="", patient_id="P3", accession="A-3"))
+    known = {"patient_id": "P3", "study_date": "20240102"}
+    assert ask(worklist, "1.2.99", **known, accession_number="A-4") is None
+    assert isinstance(ask(worklist, "1.2.99", **known, accession_number="A-3"), StudyIdentity)
+
+
+def test_whoever_has_no_patient_id_is_not_asked_for_by_day(worklist: Worklist) -> None:
+    worklist.plan(planned(study_uid="", patient_id="ANON"))
+    assert ask(worklist, "1.2.99", patient_id="ANON", study_date="20240102") is None
+
+
 def test_of_several_orders_none_is_taken(worklist: Worklist) -> None:
     worklist.plan(
-        planned(study_uid="1.2.7", patient_id="P4", accession="A-4"),
-        planned(study_uid="1.2.8", patient_id="P4", accession="A-5"),
+        planned(study_uid="", patient_id="P4", accession="A-4"),
+        planned(study_uid="", patient_id="P4", accession="A-5"),
     )
     assert ask(worklist, "1.2.99", patient_id="P4", study_date="20240102") is None
 
@@ -229,6 +254,23 @@ def test_an_analysis_finds_the_order_its_images_do_not_name(
     everything = repr([row.detail for row in steps.rows(settings, Event)])
     assert "A-77" not in everything
     assert "Yamada" not in everything
+
+
+@steps.sqlite_only
+def test_an_order_of_somebody_with_another_birth_date_is_left_alone(
+    settings: Settings, tmp_path: Path
+) -> None:
+    truth, images = study()
+    for image in images:
+        image.PatientBirthDate = "19900101"
+    uid, patient_id = images[0].StudyInstanceUID, images[0].PatientID
+    with archives.wlmscpfs(tmp_path / "worklist") as worklist:
+        worklist.plan(planned(study_uid=uid, patient_id=patient_id, accession="A-77"))
+        asking = settings.model_copy(update={"worklist_peer": Peer.parse(worklist.peer)})
+        analysed(asking, images, truth, tmp_path / "scanner")
+    (row,) = steps.rows(settings, Study)
+    assert (row.accession_number, row.birth_date) == ("", "19900101")
+    assert ledger(settings, *ORDER) == [("order_not_found", {"contradicted": 1})]
 
 
 @steps.sqlite_only

@@ -22,6 +22,7 @@ from hipscore.domain import (
     Remark,
     Side,
     SliceSource,
+    StudyIdentity,
     Unsuitable,
     Volume,
 )
@@ -105,6 +106,7 @@ def test_reason_codes_are_stable() -> None:
         "unsupported_pixel_data",
         "implausible_segmentation",
         "not_mr",
+        "no_rule",
     }
 
 
@@ -133,3 +135,19 @@ def test_every_noun_is_frozen_slotted_and_named_in_full() -> None:
         assert noun.__dataclass_params__.frozen, noun
         assert "__slots__" in vars(noun), noun
         assert all(field.kw_only for field in fields(noun)), noun
+
+
+@pytest.mark.parametrize(
+    "patient_id",
+    (
+        *("", "0", "000", "0-0", "ANON", "Anonymous", "anonymized", "UNKNOWN", "TEST", "NONE"),
+        *("N/A", "n.a.", "-", "???", "XXX", "Unbekannt"),
+    ),
+)
+def test_what_stands_for_no_patient_id_makes_no_key(patient_id: str) -> None:
+    assert StudyIdentity(patient_id=patient_id, issuer_of_patient_id="A").patient_key is None
+
+
+@pytest.mark.parametrize("patient_id", ("1", "0042", "ANON0042", "TEST-7", "P1", "山田"))
+def test_a_pseudonym_is_a_patient_id(patient_id: str) -> None:
+    assert StudyIdentity(patient_id=patient_id).patient_key is not None

@@ -182,14 +182,15 @@ def test_a_damaged_report_is_unreadable_or_not_ours_or_read(place: int, damage: 
 
 def test_what_arrives_is_a_report_of_a_patient() -> None:
     document = report("scored")
-    found, patient_key = read_arrived(to_bytes(document))
+    found, whose = read_arrived(to_bytes(document))
     assert found == read_document(document)
-    assert patient_key == identity(document).patient_key
+    assert whose == identity(document)
 
 
-def test_a_report_of_nobody_is_not_kept() -> None:
+@pytest.mark.parametrize("patient_id", ("", "ANONYMOUS"))
+def test_a_report_of_nobody_is_not_kept(patient_id: str) -> None:
     document = copy.deepcopy(report("scored"))
-    document.PatientID = ""
+    document.PatientID = patient_id
     with pytest.raises(NotOurs, match="patient with an ID"):
         read_arrived(to_bytes(document))
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.orm import Session, sessionmaker
 
+from hipscore.domain import StudyIdentity
 from hipscore.header import Unreadable, read_header, read_image
 from hipscore.identity import identity
 from hipscore.reporting.earlier import EarlierReport, read_document
@@ -23,8 +24,8 @@ class NotOurs(Exception):
 
 def read_arrived(
     data: bytes | bytearray, announced: tuple[str, str] | None = None
-) -> tuple[EarlierReport, str]:
-    """What a report in a Part 10 file says, and the key of its patient.
+) -> tuple[EarlierReport, StudyIdentity]:
+    """What a report in a Part 10 file says, and whose it is: somebody with a key.
 
     Parameters
     ----------
@@ -49,14 +50,14 @@ def read_arrived(
         raise Unreadable(msg)
     with silently():
         dataset = read_image(bytes(data))
-        report, patient_key = read_document(dataset), identity(dataset).patient_key
+        report, whose = read_document(dataset), identity(dataset)
     if report is None:
         msg = "not a hipscore report"
         raise NotOurs(msg)
-    if patient_key is None:
+    if whose.patient_key is None:
         msg = "not a hipscore report of a patient with an ID"
         raise NotOurs(msg)
-    return report, patient_key
+    return report, whose
 
 
 def keep_report(
@@ -74,6 +75,6 @@ def keep_report(
     hipscore.domain.Transient
         If the database cannot be used now.
     """
-    report, patient_key = read_arrived(data, announced)
+    report, whose = read_arrived(data, announced)
     with database.transaction(sessions) as session:
-        earlier.keep(report, patient_key=patient_key, now=datetime.now(UTC), session=session)
+        earlier.keep(report, whose=whose, now=datetime.now(UTC), session=session)

@@ -48,8 +48,9 @@ class Documents:
         -------
         tuple of int and str
             0x0000; 0xC212 for a document that is no report of ours; 0xC210 for one that
-            cannot be read; 0x0124 where the sender is neither a destination nor the query
-            peer nor on this machine. And unless it is success, what was wrong.
+            cannot be read; 0x0124 where the sender is, by title and address, neither a
+            destination nor the query peer, nor on this machine. And unless it is success,
+            what was wrong.
 
         Raises
         ------
@@ -69,11 +70,12 @@ class Documents:
         return SUCCESS, ""
 
     def trusts(self, ae_title: str, address: str) -> bool:
-        """Whether reports are taken from this sender, by title or by address.
+        """Whether reports are taken from this sender, by title and address.
 
-        As for reports on commitment: a PACS of several nodes has several addresses.
+        A title alone is what anybody may call himself, and a report that is taken stands
+        as an earlier result of a patient.
         """
         return any(self._door.is_at(host, address) for host in _THIS_MACHINE) or any(
-            peer.ae_title == ae_title or self._door.is_at(peer.host, address)
+            peer.ae_title == ae_title and self._door.is_at(peer.host, address)
             for peer in self._peers
         )

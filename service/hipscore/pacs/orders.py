@@ -59,7 +59,8 @@ def order_from_worklist(
     """Ask a modality worklist (PS3.4 annex K) for the order of a study.
 
     By Study Instance UID, which the modality took over from the worklist. Where it has none
-    of that: by patient and day of the study, if exactly one MR procedure was planned then.
+    of that: by patient and day of the study, if exactly one MR procedure was planned then
+    that is not for another study or accession number.
 
     Returns
     -------
@@ -74,10 +75,10 @@ def order_from_worklist(
         of_patient = [each for each in of_study if _may_be_of(each, whose)]
         if of_study:
             return _the_only_one(of_patient)
-        if not whose.patient_id or not whose.study_date or _WILD & set(whose.patient_id):
+        if whose.patient_key is None or not whose.study_date or _WILD & set(whose.patient_id):
             return None
         steps = _steps(association, _planned(whose=whose), timeouts)
-        return _the_only_one([each for each in steps if _is_of_the_day(each, whose)])
+        return _the_only_one([each for each in steps if _is_of_the_day(each, study_uid, whose)])
 
     return _asked(peer, _WORKLIST, ask, calling_aet, timeouts)
 
@@ -177,11 +178,18 @@ def _may_be_of(answer: Dataset, whose: StudyIdentity) -> bool:
     return all(theirs == ours or not (theirs and ours) for theirs, ours in pairs)
 
 
-def _is_of_the_day(answer: Dataset, whose: StudyIdentity) -> bool:
-    """Whether this is what was asked for: a peer may ignore a key that it does not match by."""
+def _is_of_the_day(answer: Dataset, study_uid: str, whose: StudyIdentity) -> bool:
+    """Whether this is what was asked for: a peer may ignore a key that it does not match by.
+
+    What names the Study Instance UID or accession number of another study is that one's
+    order: a knee of the same patient may have been planned for the same day.
+    """
     step = first_item(answer, "ScheduledProcedureStepSequence")
+    accession = text(answer, "AccessionNumber")
     return (
-        text(answer, "PatientID") == whose.patient_id
+        text(answer, "StudyInstanceUID") in {"", study_uid}
+        and (not accession or whose.accession_number in {"", accession})
+        and text(answer, "PatientID") == whose.patient_id
         and _may_be_of(answer, whose)
         and text(step, "Modality") == "MR"
         and text(step, "ScheduledProcedureStepStartDate") == whose.study_date

@@ -267,6 +267,7 @@ class ArtifactRow(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "kind", "number"),
         Index(None, "spool_key"),
+        Index(None, "sop_instance_uid"),
         _AUTOINCREMENT,
     )
 
@@ -356,6 +357,7 @@ class EarlierReport(Base):
     """What a report of ours that lies in the PACS says of an earlier study of a patient.
 
     ``content`` is :class:`hipscore.domain.EarlierScore` as JSON.
+    Its ``patient`` has birth date, sex and digests of the family name, to tell people apart.
     """
 
     __tablename__ = "earlier_reports"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hipscore.domain import EarlierScore
+from hipscore.domain import EarlierScore, StudyIdentity
+from hipscore.reporting.earlier import standing
 from hipscore.store import earlier
+from hipscore.store.studies import Traits, of
 from hipscore.store.tables import Job, Study
 
 #: more studies of one patient are not read
@@ -51,30 +54,47 @@ class Result:
         return {side: hip.slices_used for side, hip in sorted(self.hips.items())}
 
 
-def of_patient(patient_key: str, *, session: Session) -> list[Result]:
+def of_patient(
+    patient_key: str, *, whose: StudyIdentity | None = None, session: Session
+) -> list[Result]:
     """The scored studies of the patient, oldest first.
 
     Parameters
     ----------
     patient_key
         See :attr:`hipscore.domain.StudyIdentity.patient_key`.
+    whose
+        The patient in question: what contradicts that is somebody else's, and left out.
+        Without it, a key that two people have has no trend at all.
     session
         A reading session.
     """
     rows = session.execute(
         select(Study, Job)
         .join(Job, Job.id == Study.job_id)
-        .where(Study.patient_key == patient_key, Study.score.is_not(None))
+        .where(
+            earlier.studies_under((patient_key,)),
+            Study.score.is_not(None),
+            ~earlier.of_somebody_else(),
+        )
         .order_by(Study.study_date.desc(), Study.id.desc())
         .limit(LONGEST)
     ).all()
-    found = [of_study(study, job) for study, job in rows]
+    own = [(study, job, Traits.of(of(study))) for study, job in rows]
+    claims = earlier.claims((patient_key,), until=_ANY_DAY[0], session=session)
+    people = {each[2] for each in own} | {patient for _, patient in claims}
+    if whose is not None:
+        people = {each for each in people if not each.contradict(Traits.of(whose))}
+    elif any(one.contradict(other) for one, other in combinations(people, 2)):
+        return []
+    found = [of_study(study, job) for study, job, patient in own if patient in people]
+    mine = [report for report, patient in claims if patient in people]
+    reports = standing(mine, before=_ANY_DAY, other_than="")[:LONGEST]
     # a study that is known here speaks for itself: it may have been withdrawn
-    known = set(
-        session.scalars(select(Study.study_instance_uid).where(Study.patient_key == patient_key))
-    )
-    reports = earlier.scores("", (patient_key,), before=_ANY_DAY, session=session)
-    for report in reports[:LONGEST]:
+    uids = [report.study_instance_uid for report in reports]
+    here = select(Study.study_instance_uid).where(Study.study_instance_uid.in_(uids))
+    known = set(session.scalars(here))
+    for report in reports:
         if report.study_instance_uid not in known:
             known.add(report.study_instance_uid)  # of several series, the newest report
             found.append(_reported(report))

@@ -58,6 +58,8 @@ class _Study:
     #: the patient as the images have it, and as it stands in the database
     patient_keys: frozenset[str]
     known_reports: frozenset[str]
+    #: the images are not of the patient of their study: nothing is asked, nothing earlier counts
+    conflict: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class _Answers:
     order_asked: bool = False
     order_done: bool = False
     brought: pacs.Brought | None = None
-    reports: list[tuple[EarlierReport, str]] = field(default_factory=list)
+    reports: list[tuple[EarlierReport, StudyIdentity]] = field(default_factory=list)
     reports_asked: bool = False
     #: who did not answer, by what was asked
     silent: dict[str, Peer] = field(default_factory=dict)
@@ -119,22 +121,28 @@ def _study(job: Job, series: Series, images: Sequence[Dataset], at: Bench) -> _S
     with database.transaction(at.sessions) as session:
         row = studies.by_uid(series.study_instance_uid, session=session)
         whose = shown if row is None else studies.of(row)
+        conflict = studies.conflict(whose, shown)
+        if conflict:
+            whose = shown  # the report names the patient of its own images
         # An issuer may have become known by an order; reports were written without it.
         same = shown.patient_id == whose.patient_id
         keys = {whose.patient_key, shown.patient_key if same else None} - {None}
-        patient_keys = frozenset(key for key in keys if key is not None)
+        patient_keys = frozenset(key for key in keys if key is not None and not conflict)
         return _Study(
             subject=ledger.Subject(series_id=series.id, job_id=job.id),
             uid=series.study_instance_uid,
             identity=whose,
             patient_keys=patient_keys,
             known_reports=frozenset(earlier.known(patient_keys, session=session)),
+            conflict=conflict,
         )
 
 
 def _works(study: _Study, answers: _Answers, at: Bench) -> list[Callable[[], None]]:
     """What there is to ask."""
     works: list[Callable[[], None]] = []
+    if study.conflict:
+        return works
     settings = at.settings
     if (
         (settings.worklist_peer is not None or settings.query_peer is not None)
@@ -147,7 +155,7 @@ def _works(study: _Study, answers: _Answers, at: Bench) -> list[Callable[[], Non
         settings.earlier_reports
         and settings.query_peer is not None
         and study.identity.study_date
-        and study.identity.patient_id
+        and study.identity.patient_key is not None
         and not _WILD & set(study.identity.patient_id)
     ):
         answers.reports_asked = True
@@ -222,7 +230,7 @@ def _ask_for_reports(study: _Study, answers: _Answers, at: Bench) -> None:
     answers.brought = brought
 
 
-def _report(brought: pacs.Arrived) -> tuple[EarlierReport, str] | None:
+def _report(brought: pacs.Arrived) -> tuple[EarlierReport, StudyIdentity] | None:
     data = head(
         sop_class_uid=brought.sop_class_uid,
         sop_instance_uid=brought.sop_instance_uid,
@@ -240,28 +248,26 @@ def _settled(study: _Study, answers: _Answers, at: Bench) -> Background:
     _remember(study, answers, at)
     with database.transaction(at.sessions) as session:
         now = now_utc()
-        if order is not None:
-            studies.complete(study.uid, order, now=now, session=session)
-        for report, patient_key in reports:
-            earlier.keep(report, patient_key=patient_key, now=now, session=session)
-        row = studies.by_uid(study.uid, session=session)
-        whose = study.identity if row is None else studies.of(row)
-        scores = earlier.scores(
-            study.uid,
-            study.patient_keys,
-            before=(whose.study_date, whose.study_time),
-            session=session,
+        refused = order is not None and not studies.complete(
+            study.uid, order, now=now, session=session
         )
+        for report, of_whom in reports:
+            earlier.keep(report, whose=of_whom, now=now, session=session)
+        row = None if study.conflict else studies.by_uid(study.uid, session=session)
+        whose = study.identity if row is None else studies.of(row)
+        found = earlier.find(study.uid, whose, study.patient_keys, session=session)
+        if study.conflict:
+            ledger.append(study.subject, earlier.IDENTITY_CONFLICT, now=now, session=session)
         for what, detail in (
-            *_about_order(answers, order, at),
-            *_about_earlier(answers, scores, brought, len(reports), at),
+            *_about_order(answers, None if refused else order, at, refused=refused),
+            *_about_earlier(answers, found, brought, len(reports), at),
         ):
             ledger.append(study.subject, what, detail=detail, now=now, session=session)
-    return Background(identity=whose, earlier=scores)
+    return Background(identity=whose, earlier=found.scores)
 
 
 def _about_order(
-    answers: _Answers, order: StudyIdentity | None, at: Bench
+    answers: _Answers, order: StudyIdentity | None, at: Bench, *, refused: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The line of the ledger about the order; no value of it is in there."""
     if not answers.order_asked:
@@ -269,7 +275,9 @@ def _about_order(
     silent = answers.silent.get("order")
     if silent is None and not answers.order_done:
         silent = at.settings.worklist_peer or at.settings.query_peer
-    if order is not None:
+    if refused:
+        yield "order_not_found", {"contradicted": 1}
+    elif order is not None:
         yield "order_found", {"source": order.order_source}
     elif silent is not None:
         yield "order_unknown", {"peer": str(silent)}
@@ -279,18 +287,19 @@ def _about_order(
 
 def _about_earlier(
     answers: _Answers,
-    scores: Sequence[EarlierScore],
+    found: earlier.Found,
     brought: pacs.Brought | None,
     kept: int,
     at: Bench,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of the ledger about earlier results."""
-    if scores or brought is not None:
+    if found.scores or found.contradicted or brought is not None:
         yield (
             "earlier_found",
             {
-                "scores": len(scores),
-                "reports": [each.sr_instance_uid for each in scores[:_SHOWN]],
+                "scores": len(found.scores),
+                "contradicted": found.contradicted,
+                "reports": [each.sr_instance_uid for each in found.scores[:_SHOWN]],
                 "in_pacs": 0 if brought is None else len(brought.found),
                 "brought": kept + (0 if brought is None else len(brought.moved)),
             },

@@ -54,7 +54,7 @@ def _find(uid: str, desk: Desk) -> tuple[Study, list[models.TrendPoint]]:
             alone = trend.of_one(row, session=session)
             results = [] if alone is None else [alone]
         else:
-            results = trend.of_patient(row.patient_key, session=session)
+            results = trend.of_patient(row.patient_key, whose=studies.of(row), session=session)
     return row, points(results, uid)
 
 
