@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import hl7
@@ -16,6 +17,8 @@ from pydicom.dataset import Dataset
 from hipscore.change import model_name
 from hipscore.domain import RESEARCH_USE, EarlierHip, EarlierScore, Remark, Side, StudyIdentity
 from hipscore.reporting import ReportContext, SopReference, oru
+from hipscore.reporting.rejection import Why
+from hipscore.reporting.retraction import build_retraction
 from tests.contract.factories import CARD, CASES, CONTEXT, Case, case
 
 SR = SopReference(
@@ -181,17 +184,32 @@ def test_the_order_is_known_by_its_accession_number() -> None:
     data = built(case("scored"), ordered, StudyDate="20240102", StudyTime="1314")
     valid(data)
     request = hl7.parse(data.decode()).segment("OBR")
-    assert [str(request(place)) for place in (2, 3, 18)] == ["ACC-7"] * 3
+    assert [str(request(place)) for place in (2, 18)] == ["ACC-7"] * 2
     assert str(request(7)) == "202401021314"
     assert str(request(16)) == "^House^Gregory^^^^^^^L^^^^^A"
     assert str(request(25)) == "F"
 
 
-def test_without_an_order_the_result_has_a_number_of_its_own() -> None:
-    data = built(case("scored"), AccessionNumber="")
-    header, request = (hl7.parse(data.decode()).segment(each) for each in ("MSH", "OBR"))
-    assert str(request(2)) == ""
-    assert str(request(3)) == f"{header(10)}^HIPSCORE"
+def test_every_series_has_a_number_of_its_own_which_its_corrections_keep() -> None:
+    corrected = replace(CONTEXT, job_key="another", predecessor=SR)
+    messages = [
+        built(case("scored"), AccessionNumber="ACC-7"),
+        built(case("scored"), corrected, AccessionNumber="ACC-7"),
+        built(case("scored"), AccessionNumber="ACC-7", SeriesInstanceUID="2.25.31"),
+        built(case("scored"), AccessionNumber=""),
+    ]
+    numbers = []
+    for data in messages:
+        valid(data)
+        parsed = hl7.parse(data.decode())
+        number = str(parsed.segment("OBR")(3)(1)(1))
+        assert str(parsed.segment("OBR")(3)) == str(parsed.segment("ORC")(3))
+        assert str(parsed.segment("OBR")(3)) == f"{number}^HIPSCORE"
+        assert 0 < len(number) <= 20
+        assert {str(each(4)) for each in parsed.segments("OBX")} == {number}
+        numbers.append(number)
+    assert numbers[0] == numbers[1] == numbers[3] != numbers[2]
+    assert str(observations(messages[2])["112002"](5)) == "2.25.31"
 
 
 def test_a_later_result_is_the_correction_of_the_earlier() -> None:
@@ -227,6 +245,62 @@ def test_the_change_since_an_earlier_score_is_told_with_what_speaks_against_it()
     right = case("scored").findings.hips[0].unet_score
     assert right is not None
     assert float(str(found["SCORE_CHANGE-R"](5))) == pytest.approx(right - 1.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_retraction_is_the_message_once_more_as_wrong(name: str) -> None:
+    context = replace(CONTEXT, priority_score=0.5)
+    sent = built(case(name), context, SR, PatientName="Müller^An&na", AccessionNumber="ACC-7")
+    data = build_retraction(
+        sent, Why.WORKLIST, replace(CONTEXT, created_at=datetime(2026, 5, 1, 9, tzinfo=UTC))
+    )
+    valid(data)
+    before, after = hl7.parse(sent.decode()), hl7.parse(data.decode())
+    assert str(after.segment("PID")) == str(before.segment("PID"))
+    for place in (2, 3, 4, 7, 18):
+        assert str(after.segment("OBR")(place)) == str(before.segment("OBR")(place))
+    assert [str(after.segment("OBR")(place)) for place in (22, 25)] == ["20260501090000+0000", "C"]
+    assert str(after.segment("MSH")(7)) == "20260501090000+0000"
+    assert str(after.segment("MSH")(10)) != str(before.segment("MSH")(10))
+    told = observations(data)
+    assert list(told) == list(observations(sent))
+    assert {(str(each(5)), str(each(8)), str(each(11))) for each in told.values()} == {
+        ("", "", "W")
+    }
+    assert [str(each[0]) for each in after][:6] == ["MSH", "PID", "ORC", "OBR", "NTE", "NTE"]
+    told_why = (
+        "The result was withdrawn by an operator (Incorrect Modality Worklist Entry). "
+        "It is not to be used"
+    )
+    assert notes(data) == [RESEARCH_USE, told_why]
+
+
+def test_a_retraction_is_the_same_on_every_try() -> None:
+    sent = built(case("scored"))
+    first, again = (build_retraction(sent, Why.QUALITY, CONTEXT) for _ in range(2))
+    assert first == again
+    assert 0 < len(str(hl7.parse(first.decode()).segment("MSH")(10))) <= 20
+
+
+def test_a_result_that_is_not_here_any_more_is_taken_back_by_its_number_and_codes() -> None:
+    image = changed(case("scored").images[0], AccessionNumber="ACC-7")
+    bare = oru.build_bare(image, tuple(Side), CONTEXT)
+    data = build_retraction(bare, Why.SAFETY, CONTEXT)
+    valid(bare)
+    valid(data)
+    sent = built(case("scored"), AccessionNumber="ACC-7")
+    for name, place in (("ORC", 3), ("OBR", 2), ("OBR", 3), ("PID", 3), ("MSH", 10)):
+        shown = [str(hl7.parse(each.decode()).segment(name)(place)) for each in (bare, sent)]
+        assert shown[0] == shown[1]
+    told = observations(data)
+    assert set(observations(sent)) - set(told) == {"HIPS_SCORED"}
+    assert {(str(each(5)), str(each(11))) for each in told.values()} == {("", "W")}
+
+
+@pytest.mark.parametrize("data", (b"", b"no message", b"\xff", b"MSH|^~\\&|A\r"))
+def test_what_is_no_message_of_ours_is_not_taken_back(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a message of a result"):
+        build_retraction(data, Why.QUALITY, CONTEXT)
 
 
 def test_a_remark_with_line_breaks_stays_in_its_field() -> None:

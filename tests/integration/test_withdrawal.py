@@ -1,4 +1,4 @@
-"""A result is withdrawn: here, on its way, and in every PACS that has it."""
+"""A result is withdrawn: here, on its way, and wherever it went."""
 
 from __future__ import annotations
 
@@ -9,25 +9,39 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import hl7
 import httpx
 import pytest
 from click.testing import CliRunner
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
+from sqlalchemy import text
 
 from hipscore import routing, worker
 from hipscore.cli import group
 from hipscore.domain import ArtifactKind
 from hipscore.keeping import withdrawal as keeping
 from hipscore.lifecycle import DeliveryState, IllegalMove
+from hipscore.reporting import oru
 from hipscore.reporting.rejection import Why
 from hipscore.settings import Settings
-from hipscore.store import account, deliveries, outbox, queries, retention, studies, why
+from hipscore.store import (
+    account,
+    deliveries,
+    outbox,
+    queries,
+    retention,
+    retracting,
+    studies,
+    why,
+)
 from hipscore.store import withdrawal as store
 from hipscore.store.moves import NotFound
-from hipscore.store.tables import ArtifactRow, Delivery, Event, Job
+from hipscore.store.tables import ArtifactRow, AuditEvent, Delivery, Event, Job, Series
 from tests import servers
+from tests.hl7_receiver import receiving
+from tests.integration import kinds_steps as kinds
 from tests.integration import shell_steps as steps
 from tests.integration import store_steps
 from tests.integration.delivery_steps import NAME, refused_sockets, scored, sent_to, study
@@ -117,7 +131,8 @@ def test_the_result_is_withdrawn_everywhere_here(settings: Settings, tmp_path: P
         with at.sessions() as session:
             row = studies.by_uid(uid, session=session)
             assert row is not None
-            assert row.score is not None
+            score = row.score
+        assert score is not None
         assert take_back(job.id, at, Why.SAFETY) == []  # there was no destination
         with at.sessions() as session:
             row = studies.by_uid(uid, session=session)
@@ -127,9 +142,10 @@ def test_the_result_is_withdrawn_everywhere_here(settings: Settings, tmp_path: P
     assert event.detail["reason"] == "safety"
     assert NAME not in json.dumps(event.detail)
     assert ArtifactKind.REJECTION not in {each.kind for each in steps.rows(settings, ArtifactRow)}
-    text = told(settings, uid)
-    assert "withdrawn by an operator at" in text
-    assert "reason: safety" in text
+    said = told(settings, uid)
+    assert "withdrawn by an operator at" in said
+    assert "reason: safety" in said
+    assert f"{score:.2f}" not in said  # nobody is to read it
 
 
 @refused_sockets
@@ -314,6 +330,140 @@ def test_an_earlier_result_does_not_come_back(settings: Settings) -> None:
             assert (row.status, row.score) == ("failed", None)
 
 
+# --- HL7 receivers ------------------------------------------------------------------------
+def statuses(message: hl7.Message) -> set[str]:
+    """Every OBX-11 of a message."""
+    return {str(each(11)) for each in message.segments("OBX")}
+
+
+def order_number(message: hl7.Message) -> str:
+    return str(message.segment("OBR")(3))
+
+
+def test_a_receiver_that_got_the_result_gets_it_once_more_as_wrong(settings: Settings) -> None:
+    with (
+        receiving() as ris,
+        receiving() as other,
+        kinds.scored(kinds.going_to(settings, ris.address, other.address)) as at,
+    ):
+        first, second = kinds.deliveries(at)
+        worker.deliver(first.id, at)
+        (job,) = steps.rows(settings, Job)
+        (told_id,) = take_back(job.id, at, Why.SAFETY)
+        worker.deliver(told_id, at)
+        worker.deliver(second.id, at)
+        worker.deliver(told_id, at)  # a second message of the broker
+        with at.sessions() as session:
+            assert outbox.undelivered(session=session) == []
+        (row,) = [r for r in steps.rows(settings, ArtifactRow) if r.number == 1 and r.kind == "oru"]
+        kept = at.spool.read(row.spool_key, row.sha256)
+    assert other.got == []  # what waited was stopped, and nobody has to be told
+    result, retraction = ris.got
+    assert statuses(result) == {"F"}
+    assert statuses(retraction) == {"W"}
+    assert order_number(retraction) == order_number(result)
+    assert len(set(ris.control_ids())) == 2
+    assert b"3.21" not in kept
+    states = {row.id: row.state for row in steps.rows(settings, Delivery)}
+    assert states == {
+        first.id: DeliveryState.SENT,
+        second.id: DeliveryState.REFUSED,
+        told_id: DeliveryState.SENT,
+    }
+    assert f"retraction SENT to {ris.address}" in told(settings, store_steps.STUDY)
+
+
+@steps.sqlite_only
+def test_a_retraction_that_was_given_up_can_be_sent_again(settings: Settings) -> None:
+    with receiving() as ris, kinds.scored(kinds.going_to(settings, ris.address)) as at:
+        kinds.deliver_all(at)
+        (job,) = steps.rows(settings, Job)
+        (told_id,) = take_back(job.id, at)
+        with at.sessions.begin() as session:
+            session.get_one(Delivery, told_id).state = DeliveryState.EXHAUSTED
+        with at.sessions.begin() as session:
+            assert outbox.exhausted(session=session) == [told_id]
+            deliveries.retry(told_id, now=store_steps.later(90), session=session)
+        worker.deliver(told_id, at)
+    assert statuses(ris.got[-1]) == {"W"}
+
+
+@steps.sqlite_only
+def test_a_message_that_was_purged_is_taken_back_by_its_number(settings: Settings) -> None:
+    with receiving() as ris, kinds.scored(kinds.going_to(settings, ris.address)) as at:
+        kinds.deliver_all(at)
+        with at.sessions.begin() as session:
+            for row in session.query(ArtifactRow):
+                row.purged_at = store_steps.later(2)
+            (job,) = session.query(Job)
+            job.result = {**(job.result or {}), "hips": [{"side": "left", "unet_score": 3.21}]}
+        (told_id,) = take_back(job.id, at)
+        worker.deliver(told_id, at)
+    retraction = ris.got[-1]
+    assert statuses(retraction) == {"W"}
+    named = {str(each(3)(1)(1)) for each in retraction.segments("OBX")}
+    assert {"UNET_SCORE", "UNET_SCORE-L", "SLICES_USED-L"} <= named
+    assert "UNET_SCORE-R" not in named
+    number = oru.filler_number(steps.rows(settings, Series)[0].series_instance_uid)
+    assert order_number(retraction) == f"{number}^{settings.ae_title}"
+
+
+def test_a_retraction_does_not_take_back_a_later_result(settings: Settings) -> None:
+    with receiving() as ris, kinds.scored(kinds.going_to(settings, ris.address)) as at:
+        kinds.deliver_all(at)
+        (first,) = steps.rows(settings, Job)
+        kinds.superseded(at)
+        later = kinds.deliveries(at)[-1]
+        (told_id,) = take_back(first.id, at)
+        worker.deliver(later.id, at)
+        worker.deliver(told_id, at)
+        stopped = kinds.deliveries(at)[-1]
+    assert (stopped.id, stopped.state) == (told_id, DeliveryState.REFUSED)
+    assert stopped.error == worker.delivery.LATER
+    assert len(ris.got) == 2
+    assert "W" not in statuses(ris.got[0]) | statuses(ris.got[1])
+
+
+@steps.sqlite_only
+def test_a_later_result_that_never_went_keeps_no_retraction(settings: Settings) -> None:
+    with receiving() as ris, kinds.scored(kinds.going_to(settings, ris.address)) as at:
+        kinds.deliver_all(at)
+        (first,) = steps.rows(settings, Job)
+        later = kinds.superseded(at)
+        assert take_back(later, at) == []  # stopped before it was sent
+        (told_id,) = take_back(first.id, at)
+        worker.deliver(told_id, at)
+    assert [statuses(each) for each in ris.got] == [{"F"}, {"W"}]
+
+
+@pytest.mark.parametrize("address", ("mllp://127.0.0.1:9", store_steps.PACS))
+def test_a_retraction_waits_for_what_it_takes_back(settings: Settings, address: str) -> None:
+    with kinds.scored(kinds.going_to(settings, address)) as at:
+        first = kinds.deliveries(at)[0]
+        now, until = store_steps.later(1), store_steps.later(600)
+        with at.sessions.begin() as session:
+            held: dict[str, Any] = {"lease": "one", "session": session}
+            assert deliveries.claim(first.id, lease_until=until, now=now, **held)
+        (job,) = steps.rows(settings, Job)
+        (told_id,) = take_back(job.id, at)
+        now = store_steps.later(61)
+        again: dict[str, Any] = {"lease": "two", "lease_until": until}
+        with at.sessions.begin() as session:
+            deliveries.enqueued([told_id], now=now, session=session)
+        with at.sessions.begin() as session:
+            assert deliveries.claim(told_id, now=now, session=session, **again) is None
+        (waits,) = [row for row in kinds.deliveries(at) if row.id == told_id]
+        assert (waits.state, waits.attempts) == (DeliveryState.PENDING, 0)
+        with at.sessions.begin() as session:
+            assert told_id not in deliveries.due(now, session=session)
+            soon = now + retracting.WAIT
+            due = deliveries.due(soon, enqueued_before=store_steps.NOW, session=session)
+            assert told_id in due  # the reaper announces it again
+            deliveries.sent(first.id, status=None, now=soon, lease="one", session=session)
+        with at.sessions.begin() as session:
+            assert deliveries.claim(told_id, now=soon, session=session, **again)
+
+
 # --- the two ways in --------------------------------------------------------------------
 @steps.sqlite_only
 def test_over_the_api(settings: Settings, storescp: servers.StoreScp) -> None:
@@ -373,6 +523,26 @@ def test_on_the_command_line(settings: Settings, command: Callable[..., httpx.Re
         assert "was withdrawn on" in again.text
         gone = command(store_steps.STUDY, "--reason", "quality", "--yes")
         assert "there is no result to withdraw" in gone.text
+        (noted,) = steps.rows(settings, AuditEvent)
+        assert (noted.action, noted.study_instance_uid) == ("withdraw result", store_steps.STUDY)
+
+
+@steps.sqlite_only
+def test_a_withdrawal_that_cannot_be_noted_down_is_not_done(
+    settings: Settings, command: Callable[..., httpx.Response]
+) -> None:
+    with scored(settings) as at:
+        with at.sessions.begin() as session:
+            session.execute(
+                text(
+                    "CREATE TRIGGER full BEFORE INSERT ON audit "
+                    "BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+                )
+            )
+        with pytest.raises(AssertionError, match="the disk is full"):
+            command(store_steps.STUDY, "--reason", "quality", "--yes")
+        assert steps.rows(settings, Job)[0].withdrawn_at is None
+        assert [each for each in steps.rows(settings, Event) if each.what == "withdraw"] == []
 
 
 @steps.sqlite_only

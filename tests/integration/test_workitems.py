@@ -23,7 +23,7 @@ from hipscore.procedure.rules import PERFORMED, PROGRESS
 from hipscore.procedure.states import State, Status
 from hipscore.reporting import uids
 from hipscore.settings import Settings
-from hipscore.store import engine, jobs, procedures, workitems
+from hipscore.store import engine, intake, jobs, procedures, workitems
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import ArtifactRow, Job, Series, WorkItem
 from tests import servers
@@ -724,6 +724,70 @@ def test_an_order_tries_a_failed_analysis_again(
         worker.analyse(job.id, at)
     assert ups.state(api, uid) == "COMPLETED"
     assert len(ups.of_study(api, images[0].StudyInstanceUID)) == 2  # the failed one, and this
+
+
+def test_an_order_does_not_get_what_a_withdrawn_result_had_replaced(
+    maker: sessionmaker[Session],
+) -> None:
+    uid = ups.new_uid()
+    with maker.begin() as session:
+        first, _ = store_steps.a_scored_job(session=session)
+        late = store_steps.receive(store_steps.image(7), session=session)
+        second = store_steps.open_job(late.series_id, session=session)
+        assert store_steps.claim(second.id, session=session)
+        store_steps.finish(second.id, session=session)
+        assert second.supersedes_id == first
+        session.get_one(Job, second.id).withdrawn_at = store_steps.NOW
+    with maker.begin() as session:
+        order = ordered(store_steps.STUDY)
+        procedures.create(uid, order, now=store_steps.NOW, session=session)
+    with maker.begin() as session:
+        assert procedures.waiting(session=session) == []
+        assert procedures.take(uid, now=store_steps.NOW, session=session) == []
+        item = workitems.find(uid, session=session)
+        assert item is not None
+        assert (item.state, item.job_id) == ("SCHEDULED", None)
+
+
+def ordered(study_uid: str, *series: str) -> Any:
+    """The attributes of an order of a study, or of series of it."""
+    named = [{"SeriesInstanceUID": each} for each in series] or [{}]
+    inputs = [
+        data_set(StudyInstanceUID=study_uid, TypeOfInstances="DICOM", **each) for each in named
+    ]
+    return ups.scheduled(what=analysis.HIP_SCORE, InputInformationSequence=inputs)
+
+
+def test_orders_for_what_never_came_do_not_hold_up_younger_ones(
+    maker: sessionmaker[Session],
+) -> None:
+    def order(*series: str) -> str:
+        uid = ups.new_uid()
+        attributes = ordered(store_steps.STUDY, *series)
+        assert workitems.add(uid, attributes, now=store_steps.NOW, session=session)
+        return uid
+
+    there, ignored = store_steps.SERIES, f"{store_steps.SERIES}.8"
+    with maker.begin() as session:
+        store_steps.a_scored_job(session=session)
+        scout = store_steps.receive(store_steps.image(8, series=ignored), session=session)
+        assert intake.close(scout.series_id, "quiet_period", now=store_steps.NOW, session=session)
+        assert intake.match(
+            scout.series_id, matched=False, rule="localizer", now=store_steps.NOW, session=session
+        )
+        for number in range(3):
+            order(f"2.25.{number}")  # nobody has sent these
+        possible = [order(there), order(), order(ignored), order("2.25.9", there)]
+    with maker.begin() as session:
+        assert procedures.waiting(session=session, limit=2) == possible[:2]
+        assert procedures.waiting(session=session) == possible
+        for uid in possible[:2]:
+            assert procedures.take(uid, now=store_steps.NOW, session=session) == []
+        assert procedures.take(possible[2], now=store_steps.NOW, session=session) == [
+            scout.series_id
+        ]
+    with maker.begin() as session:
+        assert procedures.waiting(session=session, limit=2) == possible[2:]
 
 
 @steps.sqlite_only

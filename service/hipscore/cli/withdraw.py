@@ -32,10 +32,11 @@ def withdraw(what: str, *, reason: str, yes: bool) -> None:
 
     JOB is the number of an analysis; a UID is that of a study, a series, an image, or one of
     our objects. The score is answered as failed (withdrawn), what was not sent yet is
-    stopped, and every PACS that has any of it gets a note to reject it (Key Object
-    Selection, IHE RAD IOCM). An earlier result does not come back by itself, and this cannot
+    stopped, and every destination that has any of it is told: a PACS by a note to reject it
+    (Key Object Selection, IHE RAD IOCM), an HL7 receiver by a message that posts it as wrong
+    (ORU^R01, OBX-11 W). An earlier result does not come back by itself, and this cannot
     be undone. The reason is one of three codes: a free text could name a patient and is not
-    taken. HL7 receivers are not told.
+    taken.
     """
     from hipscore.domain import Transient
     from hipscore.keeping import withdrawal
@@ -53,6 +54,12 @@ def withdraw(what: str, *, reason: str, yes: bool) -> None:
         if not yes:
             click.confirm(f"Withdraw the result of job {job_id}? This cannot be undone", abort=True)
         now = datetime.now(UTC)
+
+        def note_down(session: Session) -> None:
+            study = audit.study_of(job_id=job_id, session=session)
+            detail = {"job_id": job_id, "reason": reason}
+            record("withdraw result", study=study, detail=detail, now=now, session=session)
+
         try:
             ids = withdrawal.withdraw(
                 job_id,
@@ -61,13 +68,10 @@ def withdraw(what: str, *, reason: str, yes: bool) -> None:
                 spool=Spool(settings.data_dir / "spool"),
                 device_name=settings.ae_title,
                 now=now,
+                beside=note_down,
             )
         except (IllegalMove, NotFound, Transient) as error:
             raise click.ClickException(str(error)) from error
-        with database.transaction(sessions) as session:
-            study = audit.study_of(job_id=job_id, session=session)
-            detail = {"job_id": job_id, "reason": reason}
-            record("withdraw result", study=study, detail=detail, now=now, session=session)
     told = (
         f"{len(ids)} destinations are told"
         if ids

@@ -1,12 +1,11 @@
 """Findings as an HL7 v2.5.1 message: ORU^R01, unsolicited result (HL7 v2.5.1 7.3.1).
 
 One order, one observation for each number. Series of one study share the placer's number, the
-accession number; the filler's number and OBX-4 are the series' own, and those of all its results:
-a correction, or a retraction, meets what it is about and nothing else. Whose study it is comes from the tidy header that
-the DICOM reports have too, so that message and report agree. Codes are those of the report; a
-hip's have its side as a suffix (``UNET_SCORE-R``), because many receivers keep one value for
-each code of OBX-3 and do not look at its sub-ID.
-
+accession number; the filler's number and OBX-4 are the series' own, and those of all its
+results: a correction, or a retraction, meets what it is about and nothing else. Whose study it
+is comes from the tidy header that the DICOM reports have too, so that message and report
+agree. Codes are those of the report; a hip's have its side as a suffix (``UNET_SCORE-R``),
+because many receivers keep one value for each code of OBX-3 and do not look at its sub-ID.
 MSH-11 is ``P``: it says how the message is to be processed, not what it is good for, and
 interfaces drop or divert ``T`` and ``D``. That the result is for research is said in notes and
 in the name of the service.

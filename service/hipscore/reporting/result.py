@@ -134,6 +134,8 @@ def _slice(item: SliceScore) -> dict[str, Any]:
         "instance_number": item.source.instance_number,
         "group": item.group.value,
         "ratio": item.ratio,
+        "bme_ratio": item.bme_ratio,
+        "synovitis_ratio": item.synovitis_ratio,
         "head_mm2": item.head_mm2,
         "bme_mm2": item.bme_mm2,
         "synovitis_mm2": item.synovitis_mm2,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from hipscore.lifecycle import JOB, IllegalMove, JobEvent, JobState, SeriesState
 from hipscore.procedure import analysis, reports, rules
@@ -194,12 +194,24 @@ def cancel_job(job: Job, *, now: datetime, session: Session) -> None:
 
 
 def waiting(*, session: Session, limit: int = 100) -> list[str]:
-    """UIDs of orders for images that we hold in closed series, oldest first."""
-    closed = (
+    """UIDs of orders that :func:`take` can do something about, oldest first.
+
+    Those for what we hold in closed series: analysed already, or ignored and named. The
+    others would stand before younger ones for as long as they wait.
+    """
+    inputs = WorkItem.attributes[tag("InputInformationSequence")].as_string()
+    named = inputs.contains(Series.series_instance_uid)
+    whole = func.coalesce(inputs, "").not_like(f"%{tag('SeriesInstanceUID')}%")
+    analysed = select(Job.id).where(Job.series_id == Series.id, *_current()).exists()
+    possible = (
         select(Series.id)
         .where(
             Series.study_instance_uid == WorkItem.study_instance_uid,
             Series.state.in_((SeriesState.MATCHED, SeriesState.IGNORED)),
+            or_(
+                and_(analysed, or_(named, whole)),
+                and_(Series.state == SeriesState.IGNORED, named),
+            ),
         )
         .exists()
     )
@@ -207,7 +219,7 @@ def waiting(*, session: Session, limit: int = 100) -> list[str]:
         WorkItem.state == State.SCHEDULED.value,
         WorkItem.job_id.is_(None),
         workitems.ours(),
-        closed,
+        possible,
     )
     return list(session.scalars(query.order_by(WorkItem.id).limit(limit)))
 
@@ -229,7 +241,7 @@ def take(uid: str, *, now: datetime, session: Session) -> list[int]:
     held = [each for each in _held(item, session=session) if performing.wants(item, each)]
     newest = (
         select(func.max(Job.id))
-        .where(Job.series_id.in_([each.id for each in held]), Job.withdrawn_at.is_(None))
+        .where(Job.series_id.in_([each.id for each in held]), *_current())
         .scalar_subquery()
     )
     job = session.scalars(select(Job).where(Job.id == newest)).one_or_none()
@@ -268,6 +280,16 @@ def _give_results(job: Job, item: WorkItem, *, now: datetime, session: Session) 
     went = select(Delivery.destination).where(Delivery.artifact_id.in_([row.id for row in rows]))
     destinations = session.scalars(went.distinct().order_by(Delivery.destination)).all()
     performing.complete(item, job, rows, destinations, now=now, session=session)
+
+
+def _current() -> tuple[ColumnElement[bool], ...]:
+    """The condition that a job is not withdrawn, and the last word on its series.
+
+    A result that a withdrawn one had replaced does not come back for an order either.
+    """
+    later = aliased(Job)
+    superseded = select(later.id).where(later.supersedes_id == Job.id).exists()
+    return Job.withdrawn_at.is_(None), ~superseded
 
 
 def _held(item: WorkItem, *, session: Session) -> Sequence[Series]:

@@ -18,7 +18,8 @@ class Sources:
     """Where the images of a job and its SEG lie.
 
     ``purged_at`` is when the last of the images went; None as long as all are here. ``seg``
-    is None where there is none, or not any more.
+    is None where there is none, or not any more. ``withdrawn_at`` is when the result was
+    withdrawn: what was segmented is part of it.
     """
 
     job_id: int
@@ -26,6 +27,7 @@ class Sources:
     images: tuple[StoredBytes, ...]
     purged_at: datetime | None
     seg: StoredBytes | None
+    withdrawn_at: datetime | None
 
 
 def sources(
@@ -56,6 +58,7 @@ def sources(
         images=tuple(StoredBytes(each.spool_key, each.sha256) for each in images),
         purged_at=max((each.purged_at for each in images if each.purged_at), default=None),
         seg=None if seg is None else StoredBytes(*seg),
+        withdrawn_at=job.withdrawn_at,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from hipscore.addresses import Mllp, destination
-from hipscore.domain import ArtifactKind
+from hipscore.domain import ArtifactKind, Side
 from hipscore.lifecycle import DeliveryState, IllegalMove, JobState
 from hipscore.store import account, deliveries, jobs, ledger, summary
 from hipscore.store.jobs import StoredArtifact
@@ -37,19 +38,29 @@ class Abroad:
         a transfer under way, counts. In the order in which they were made.
     destinations
         DICOM and DICOMweb destinations that have or may have any of it.
+    receivers
+        HL7 receivers that have or may have the message.
     report
         The structured report, whose header says whose study it is; None if there is none.
+    message
+        The HL7 message; None if there is none.
+    series_instance_uid, sides
+        What the message is about.
     """
 
     job_key: str
     study_instance_uid: str
     objects: tuple[ArtifactRow, ...]
     destinations: tuple[str, ...]
+    receivers: tuple[str, ...]
     report: ArtifactRow | None
+    message: ArtifactRow | None
+    series_instance_uid: str
+    sides: tuple[Side, ...]
 
 
 def abroad(job_id: int, *, session: Session) -> Abroad:
-    """Look up what the note about a withdrawn result has to name, and who is to get it.
+    """Look up what the note about a withdrawn result has to name, and who is to be told.
 
     Raises
     ------
@@ -69,17 +80,30 @@ def abroad(job_id: int, *, session: Session) -> Abroad:
     made = {row.id: row for row in session.scalars(query)}
     went: set[int] = set()
     reached: list[str] = []
-    for row in _deliveries(job_id, session=session):
-        forms = _forms(row, list(made.values()), session=session)
-        if forms and not isinstance(destination(row.destination), Mllp):
+    heard: list[str] = []
+    rows = _deliveries(job_id, session=session)
+    events = _events(job, rows, session=session)
+    for row in rows:
+        forms = _forms(row, list(made.values()), events.get(row.id, ()))
+        if not forms:
+            continue
+        if isinstance(destination(row.destination), Mllp):
+            heard.append(row.destination)
+        else:
             went.update(forms)
             reached.append(row.destination)
+    series = session.get_one(Series, job.series_id)
+    hips = (job.result or {}).get("hips", ())
     return Abroad(
         job_key=job.key,
-        study_instance_uid=session.get_one(Series, job.series_id).study_instance_uid,
+        study_instance_uid=series.study_instance_uid,
         objects=tuple(row for row in made.values() if row.id in went and row.sop_instance_uid),
         destinations=tuple(dict.fromkeys(reached)),
+        receivers=tuple(dict.fromkeys(heard)),
         report=next((row for row in made.values() if row.kind is ArtifactKind.SR), None),
+        message=next((row for row in made.values() if row.kind is ArtifactKind.ORU), None),
+        series_instance_uid=series.series_instance_uid,
+        sides=tuple(side for side in Side if any(hip["side"] == side.value for hip in hips)),
     )
 
 
@@ -89,12 +113,14 @@ def withdraw(
     reason: str,
     seen: Abroad,
     note: StoredArtifact | None,
+    message: StoredArtifact | None = None,
     now: datetime,
     session: Session,
 ) -> list[int]:
     """Withdraw the result of a job, with everything that belongs to it.
 
-    What has not gone yet is stopped; the note goes to every destination of ``seen``.
+    What has not gone yet is stopped; the note goes to every destination of ``seen``, and the
+    message to every receiver.
 
     Parameters
     ----------
@@ -105,14 +131,16 @@ def withdraw(
     seen
         What :func:`abroad` said when the note was made.
     note
-        The stored note; None where nothing has gone anywhere.
+        The stored note; None where no DICOM object has gone anywhere.
+    message
+        The stored HL7 message that takes back the result's; None where that went nowhere.
     now, session
         As everywhere.
 
     Returns
     -------
     list of int
-        Ids of the deliveries of the note.
+        Ids of the deliveries of note and message.
 
     Raises
     ------
@@ -128,10 +156,14 @@ def withdraw(
         update(Job).where(Job.id == job_id).values(withdrawn_at=now),
         execution_options={"synchronize_session": False},
     )
-    row = None if note is None else jobs.artifact_row(job_id, note, now)
-    if row is not None:
-        session.add(row)
-        session.flush()
+    told = ((note, seen.destinations), (message, seen.receivers))
+    rows = [
+        (jobs.artifact_row(job_id, stored, now), addresses)
+        for stored, addresses in told
+        if stored is not None
+    ]
+    session.add_all([row for row, _ in rows])
+    session.flush()
     stopped = 0
     for delivery in _deliveries(job_id, session=session):
         if delivery.state in {DeliveryState.PENDING, DeliveryState.EXHAUSTED}:
@@ -144,7 +176,7 @@ def withdraw(
         detail={
             "reason": reason,
             "objects": len(seen.objects),
-            "destinations": list(seen.destinations),
+            "destinations": [*seen.destinations, *seen.receivers],
             "stopped": stopped,
         },
         now=now,
@@ -152,10 +184,10 @@ def withdraw(
     )
     session.refresh(job)
     summary.refresh(job.series_id, now=now, session=session)
-    if row is None:
-        return []
     return [
-        jobs.open_delivery(job, row, each, now=now, session=session) for each in seen.destinations
+        jobs.open_delivery(job, row, each, now=now, session=session)
+        for row, addresses in rows
+        for each in addresses
     ]
 
 
@@ -180,7 +212,8 @@ def of_uid(uid: str, *, session: Session) -> list[int]:
 
 
 def _facts(found: Abroad) -> tuple[frozenset[int], frozenset[str]]:
-    return frozenset(row.id for row in found.objects), frozenset(found.destinations)
+    everywhere = frozenset((*found.destinations, *found.receivers))
+    return frozenset(row.id for row in found.objects), everywhere
 
 
 def _deliveries(job_id: int, *, session: Session) -> Sequence[Delivery]:
@@ -194,14 +227,30 @@ def _deliveries(job_id: int, *, session: Session) -> Sequence[Delivery]:
     return session.scalars(query).all()
 
 
-def _forms(row: Delivery, made: Sequence[ArtifactRow], *, session: Session) -> set[int]:
+def _events(
+    job: Job, rows: Sequence[Delivery], *, session: Session
+) -> dict[int, list[tuple[str, dict[str, Any]]]]:
+    """What the ledger says of tries and answers, by delivery."""
+    found: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    query = (
+        select(Event.delivery_id, Event.what, Event.detail)
+        .where(
+            Event.series_id == job.series_id,  # there is an index of the series alone
+            Event.delivery_id.in_([row.id for row in rows]),
+            Event.what.in_(("claim", "sent", "refuse")),
+        )
+        .order_by(Event.id)
+    )
+    for delivery_id, what, detail in session.execute(query):
+        found.setdefault(delivery_id, []).append((what, detail))
+    return found
+
+
+def _forms(
+    row: Delivery, made: Sequence[ArtifactRow], events: Sequence[tuple[str, dict[str, Any]]]
+) -> set[int]:
     """Ids of the artifacts that went, or may have gone, by a delivery; empty if surely none."""
     own = next(each for each in made if each.id == row.artifact_id)
-    events = session.execute(
-        select(Event.what, Event.detail)
-        .where(Event.delivery_id == row.id, Event.what.in_(("claim", "sent", "refuse")))
-        .order_by(Event.id)
-    ).all()
     kinds = {
         str(detail.get("artifact", own.kind.value)) for what, detail in events if what == "sent"
     }
