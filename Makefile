@@ -15,9 +15,10 @@ EMPTY :=
 CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(subst /*,/*,$(CORE))))
 
 PURE := tests/unit tests/contract tests/models
-#: the tests that start servers, in two halves of about the same length
+#: the tests that start servers, in parts of about the same length
 SERVED := $(wildcard tests/integration/test_[a-o]*.py) tests/pages
-WAITING := $(wildcard tests/integration/test_[p-z]*.py) tests/e2e tests/fuzz
+WAITING := $(wildcard tests/integration/test_[p-z]*.py)
+WHOLE := tests/e2e tests/fuzz
 
 .PHONY: help
 help: ## this list
@@ -47,8 +48,9 @@ setup-train: $(VENV)/.train ## the same with torch, for hiptrain
 .PHONY: test
 test: setup-system lint ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
 	@rm -f .coverage .coverage.*
-	@# Three at once: what computes, and two halves of what mostly waits for servers.
-	@$(BIN)/pytest $(PURE) --cov --cov-report= >$(VENV)/pure.log 2>&1 & pure=$$!; \
+	@# Three at once: what computes and then the whole service, and two parts that mostly wait.
+	@{ $(BIN)/pytest $(PURE) --cov --cov-report= && $(BIN)/pytest $(WHOLE); } \
+		>$(VENV)/pure.log 2>&1 & pure=$$!; \
 	$(BIN)/pytest $(WAITING) >$(VENV)/waiting.log 2>&1 & waiting=$$!; \
 	$(BIN)/pytest $(SERVED); served=$$?; \
 	wait $$waiting; waited=$$?; cat $(VENV)/waiting.log; \

@@ -7,8 +7,13 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import Service
 from tests.servers import LOOPBACK, free_port
+
+# what it asks does not depend on the database: once is enough
+pytestmark = pytest.mark.parametrize("service", ("embedded",), indirect=True)
 
 
 def doctor(service: Service, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:

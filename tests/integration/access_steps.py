@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 import threading
 from collections.abc import Iterator
@@ -124,8 +125,12 @@ def site(settings: Settings, maker: sessionmaker[Session], **tls: Any) -> Iterat
 
 
 def problem(answer: httpx.Response, status: int) -> str:
-    """What a problem document says."""
+    """What a problem document says, or to a browser the page in its place."""
     assert answer.status_code == status, answer.text
+    if "text/html" in answer.request.headers["accept"]:
+        assert answer.headers["content-type"].startswith("text/html")
+        (text,) = re.findall(r'<p role="alert">(.*?)</p>', answer.text)
+        return str(text)
     assert answer.headers["content-type"] == "application/problem+json"
     return str(answer.json()["detail"])
 

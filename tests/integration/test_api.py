@@ -106,7 +106,7 @@ def test_a_final_score_has_the_documented_shape(
         assert hip["slices_used"] == len(hip["slices"])
         assert {
             "sop_instance_uid", "instance_number", "group", "ratio", "head_mm2", "bme_mm2",
-            "synovitis_mm2",
+            "synovitis_mm2", "bme_ratio", "synovitis_ratio",
         } == set(hip["slices"][0])  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hipscore.lifecycle import DeliveryState
 from hipscore.settings import Settings
 from hipscore.spool import Spool
 from hipscore.store import engine
-from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance
+from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance, Job
 from tests.integration import shell_steps as shell
 from tests.integration import store_steps as steps
 from tests.integration.store_steps import ARCHIVE, PACS, SERIES
@@ -72,6 +72,20 @@ def settle(settings: Settings, *states: DeliveryState) -> None:
 
 def states(settings: Settings) -> list[str]:
     return [row.state.value for row in shell.rows(settings, Delivery)]
+
+
+def test_a_withdrawn_result_is_marked_in_the_list_of_jobs(installation: Settings) -> None:
+    connected = engine.connect(installation.database)
+    with engine.sessions(connected).begin() as session:
+        row = session.query(Job).order_by(Job.id).first()
+        assert row is not None
+        row.withdrawn_at = LONG_AGO
+        withdrawn = row.id
+    connected.dispose()
+    rows = json.loads(run("jobs", "--json")[1])
+    marked = {row["id"]: row["withdrawn"] is not None for row in rows}
+    assert [job_id for job_id, is_marked in marked.items() if is_marked] == [withdrawn]
+    assert "withdrawn" in run("jobs")[1]
 
 
 def test_what_is_undelivered_is_listed_with_the_worst_first(installation: Settings) -> None:

@@ -37,8 +37,8 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-#: what is really there is asked for about as often as what is made up
-_REAL = 0.5
+#: what is really there is asked for more often than what is made up
+_REAL = 0.8
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def populated(settings: Settings, tmp_path: Path) -> Iterator[Populated]:
     destined = settings.model_copy(
         update={"destinations": (f"PACS@127.0.0.1:{servers.free_port()}",)}
     )
-    scored = analysed(destined, tmp_path / "scored")
+    # first those that may be retried and withdrawn: the smallest numbers are tried most
+    waiting = steps.images(3)
+    steps.received(destined, waiting, tmp_path / "waiting")
     unknown = steps.images(2)
     job = steps.received(destined, unknown, tmp_path / "unknown")
     with steps.bench(destined) as at:  # its Oracle sees no hip there
         worker.analyse(job.id, at)
-    waiting = steps.images(3)
-    steps.received(destined, waiting, tmp_path / "waiting")
+    scored = analysed(destined, tmp_path / "scored")
     studies = [scored, *(str(each[0].StudyInstanceUID) for each in (unknown, waiting))]
     with serving(destined) as client:
         found = client.get("/fhir/Observation").json()["entry"]
@@ -78,7 +79,10 @@ def populated(settings: Settings, tmp_path: Path) -> Iterator[Populated]:
             client=client,
             image=tmp_path / "waiting" / "0000.dcm",
             parameters={
-                "uid": [*studies],
+                "kind": ["sr", "overlay", "pdf"],
+                # mostly the one that has everything: some routes find nothing in the others
+                "uid": [*[scored] * 6, *studies],
+                "number": [1, 2, 3],
                 "study": [*studies],
                 "study_uid": [*studies],
                 "series": [each["uid"] for each in images],
@@ -88,7 +92,7 @@ def populated(settings: Settings, tmp_path: Path) -> Iterator[Populated]:
                 "resource_id": [*studies, *observations],
                 "workitem": [workitem],
                 "aet": ["VIEWER"],
-                "job_id": [1, 2, 3],
+                "job_id": [1, 2],
                 "delivery_id": [1, 2],
             },
         )

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from hipscore import phantom, worker
 from hipscore.addresses import Peer
-from hipscore.domain import RESEARCH_USE, Side
+from hipscore.domain import RESEARCH_USE, ArtifactKind, Side
 from hipscore.lifecycle import DeliveryState, JobState
 from hipscore.series import assemble
 from hipscore.settings import Settings
 from hipscore.store import engine
-from hipscore.store.tables import Delivery, Instance, Job
+from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job
 from tests.integration import shell_steps as steps
 from tests.pages.site import serving, study
 
@@ -184,10 +184,14 @@ def test_pictures_of_a_job_may_be_kept_for_an_hour_and_asked_for_by_their_tag(
         assert first.headers["cache-control"] == "private, no-cache"
         again = api.get(address, headers={"If-None-Match": first.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
-        kept = api.get(f"{address}?job=1").headers["cache-control"]
-        assert kept == "private, max-age=3600, immutable"
         other = api.get(address, headers={"If-None-Match": '"other"'})
         assert other.status_code == 200
+    for path, kept in (
+        ("slices/5.png", "private, max-age=3600, immutable"),
+        ("slices/5/overlay.png", "private, no-cache"),  # it may be withdrawn
+    ):
+        answer = api.get(f"/studies/{uid}/{path}?job=1")
+        assert answer.headers["cache-control"] == kept
 
 
 def test_pictures_that_cannot_be_shown(
@@ -263,13 +267,97 @@ def test_a_withdrawn_result_is_not_shown_as_one(
     uid = study(settings, tmp_path, 1)
     score = api.get(f"/studies/{uid}/score").json()["unet_score"]
     assert f"{score:.2f}" in words(api.get(f"/studies/{uid}/view"))
+    address = f"/studies/{uid}/slices/5/overlay.png"
+    seen = api.get(address)
+    assert seen.status_code == 200
+    assert any(each["outlined"] for each in api.get(f"/studies/{uid}/slices.json").json()["slices"])
     done = api.post("/queue/jobs/1/withdraw", data={"reason": "quality", "next": "/queue"})
     assert done.status_code == 303, done.text
     page = words(api.get(f"/studies/{uid}/view"))
     assert "An operator has withdrawn the result" in page
+    assert f"{score:.2f}" not in page
+    for gone in (address, f"{address}?job=1"):
+        answer = api.get(gone, headers={"If-None-Match": seen.headers["etag"]})
+        assert answer.status_code == 410
+        assert "was withdrawn on" in answer.json()["detail"]
+    listed = api.get(f"/studies/{uid}/slices.json").json()["slices"]
+    assert not any(each["outlined"] for each in listed)
+    assert api.get(f"/studies/{uid}/slices/5.png").status_code == 200  # the image stays
     worklist = words(api.get("/"))
     assert f"{score:.2f}" not in worklist
     assert "an operator has withdrawn the result" in worklist
+
+
+def test_what_was_withdrawn_is_called_so_and_goes_out_no_more(
+    settings: Settings, api: httpx.Client, tmp_path: Path
+) -> None:
+    there = settings.model_copy(update={"destinations": (Peer.parse("PACS@127.0.0.1:1"),)})
+    uid = study(there, tmp_path, 1)
+    refused = {"state": DeliveryState.REFUSED, "error": "not taken"}
+    with steps.opened(settings) as maker:
+        writing = engine.sessions(maker.kw["bind"].execution_options(sqlite_begin="BEGIN"))
+        with writing.begin() as session:
+            session.execute(update(Delivery).values(**refused))
+    assert "Send again" in words(api.get(f"/studies/{uid}/view"))
+    api.post("/queue/jobs/1/withdraw", data={"reason": "quality", "next": "/queue"})
+    assert "Send again" not in words(api.get(f"/studies/{uid}/view"))
+    assert "Send again" not in words(api.get("/queue"))
+    line = api.get("/worklist").json()["items"][0]
+    assert (line["status"], line["sent"]) == ("failed", None)  # nothing had gone, nothing is told
+    page = api.get("/?status=withdrawn")
+    assert uid in page.text
+    assert '<span class="status withdrawn">withdrawn</span>' in page.text
+    assert "No study matches." in words(api.get("/?status=failed"))
+
+
+def test_equal_pictures_are_one_line(settings: Settings, api: httpx.Client, tmp_path: Path) -> None:
+    there = settings.model_copy(update={"destinations": (Peer.parse("PACS@127.0.0.1:1"),)})
+    uid = study(there, tmp_path, 1)
+    with steps.opened(settings) as maker:
+        writing = engine.sessions(maker.kw["bind"].execution_options(sqlite_begin="BEGIN"))
+        with writing.begin() as session:
+            made = session.scalars(select(ArtifactRow).order_by(ArtifactRow.id)).all()
+            for number, row in enumerate(made[:2]):
+                row.kind, row.number = ArtifactKind.SC, 100 + number
+            sent = session.scalars(select(Delivery).order_by(Delivery.id)).all()
+            assert len(sent) == 2
+            sent[1].state = DeliveryState.EXHAUSTED
+    for page in (words(api.get(f"/studies/{uid}/view")), words(api.get("/queue"))):
+        assert "2 × Pictures (DICOM secondary capture) given up after the last attempt" in page
+        assert "each of the 2" in page
+        assert "waits to be sent" in page
+
+
+def test_a_browser_gets_a_page_where_programs_get_a_problem_document(api: httpx.Client) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+    for path, status, text in (
+        ("/nothing", 404, "There is no such page."),
+        (f"/studies/{UNKNOWN}/view", 404, f"Study {UNKNOWN} is unknown."),
+        ("/studies/1.x/view", 422, "a UID has nothing but digits and dots"),
+    ):
+        page = api.get(path, headers=browser)
+        assert page.status_code == status
+        assert page.headers["content-type"].startswith("text/html")
+        assert text in page.text
+        assert RESEARCH_USE in page.text
+        assert links(page).count("/") == 2
+        for accepted in ("*/*", "application/json", "application/json, text/html;q=0.5"):
+            plain = api.get(path, headers={"Accept": accepted})
+            assert plain.status_code == status
+            assert plain.headers["content-type"] == "application/problem+json"
+    elsewhere = api.get("/", headers={**browser, "Host": "evil.example"})
+    assert elsewhere.status_code == 421
+    assert "HIPSCORE_HTTP_ALLOWED_HOSTS" in elsewhere.text
+    assert links(elsewhere) == []
+
+
+def test_a_flag_is_explained_where_there_are_flags(
+    settings: Settings, api: httpx.Client, tmp_path: Path
+) -> None:
+    low = settings.model_copy(update={"priority_score": 0.001})
+    assert "Flagged:" not in words(api.get("/"))
+    study(low, tmp_path, 1)
+    assert "A flag never changes the order." in words(api.get("/"))
 
 
 def test_a_superseded_result_is_named_as_such(

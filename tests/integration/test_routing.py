@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -328,10 +329,12 @@ def test_the_ledger_and_why_say_which_condition_failed(clinic: Clinic) -> None:
     clinic.take(images)
     clinic.wait()
 
-    def told() -> tuple[str, str]:
+    def told(*, explains: bool = False) -> tuple[str, str]:
         with store.transaction(clinic.at.sessions) as session:
             (found,) = account.find(STUDY, session=session).accounts
-            around = account.surroundings(quiet_seconds=QUIET, now=now(), session=session)
+            around = account.surroundings(
+                quiet_seconds=QUIET, explains=explains, now=now(), session=session
+            )
         verdict = explain(found, around)
         return " ".join(verdict.sentences), " ".join(verdict.what_next)
 
@@ -339,6 +342,10 @@ def test_the_ledger_and_why_say_which_condition_failed(clinic: Clinic) -> None:
     sentences, advice = told()
     assert f"no rule matches it; nothing is sent. {failed}" in sentences
     assert "hipscore rules test" in advice
+    sentences, advice = told(explains=True)
+    assert f"no rule matches it. {failed}" in sentences
+    assert "nothing is sent" not in sentences
+    assert re.search(r"a report that says why follows at \d\d:\d\d:\d\d, unless", advice)
     clinic.reap()
     sentences, _ = told()
     assert f"this one came nearest, and its report says why. {failed}" in sentences

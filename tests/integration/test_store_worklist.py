@@ -221,7 +221,7 @@ def test_what_still_asks_for_commitment_has_not_arrived(maker: Maker, page: Page
         _, ids = a_scored_job(session=session, kinds=(ArtifactKind.SR,))
         row = session.get_one(Delivery, ids[0])
         row.state, row.commit_at = DeliveryState.SENT, later(60)
-    assert page().lines[0].sending.word == "waiting"
+    assert page().lines[0].sending.word == "unconfirmed"
 
 
 def test_a_page_takes_a_fixed_number_of_statements(

@@ -41,6 +41,8 @@ class Slice(BaseModel):
     head_mm2: float
     bme_mm2: float
     synovitis_mm2: float
+    bme_ratio: float | None = Field(None, description="of it edema; absent in older results")
+    synovitis_ratio: float | None = Field(None, description="of it synovitis; likewise")
 
 
 class HipScore(BaseModel):
@@ -256,6 +258,7 @@ class Sent(StrEnum):
 
     COMMITTED = "committed"
     ARRIVED = "arrived"
+    UNCONFIRMED = "unconfirmed"
     WAITING = "waiting"
     NEEDS_YOU = "needs_you"
 
@@ -277,8 +280,9 @@ class WorklistLine(StudyLine):
     accession_number: str
     sent: Sent | None = Field(
         description="`committed`: every destination has confirmed that it keeps the results; "
-        "`arrived`: it has them and is not asked to; `needs_you`: given up or refused; null: "
-        "nothing is sent"
+        "`arrived`: it has them and is not asked to; `unconfirmed`: it has them and has not "
+        "confirmed it yet; `waiting`: it does not have all of them; `needs_you`: given up or "
+        "refused; null: nothing is sent. Of a withdrawn result, where its retraction is"
     )
 
 

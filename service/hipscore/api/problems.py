@@ -1,19 +1,26 @@
-"""Errors as problem details (RFC 9457), and the only place where HTTP codes are chosen."""
+"""Errors as problem details (RFC 9457), and the only place where HTTP codes are chosen.
+
+A browser that goes somewhere gets the same as a small page.
+"""
 
 from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
-from hipscore.domain import Transient
+from hipscore.domain import RESEARCH_USE, Transient
 from hipscore.lifecycle import IllegalMove
 from hipscore.spool import Corrupt
 from hipscore.store.moves import NotFound
@@ -23,6 +30,11 @@ RETRY_SECONDS = 5
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 #: errors of routes whose standard has a body of its own for them
 _OTHER_BODIES = {"application/dicom+json", "application/fhir+json"}
+#: below these nobody browses, whatever is accepted there
+_SERVICES = ("/dicomweb", "/workitems", "/fhir")
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +67,64 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _defect)
 
 
+class _Told(JSONResponse):
+    """A problem document, or a page that says the same to somebody who looks for pages."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not prefers_page(scope):
+            await super().__call__(scope, receive, send)
+            return
+        kept = {
+            name: value
+            for name, value in self.headers.items()
+            if name not in {"content-type", "content-length"}
+        }
+        said = Problem.model_validate_json(bytes(self.body))
+        page = _page(said, scope)
+        await HTMLResponse(page, self.status_code, headers=kept)(scope, receive, send)
+
+
+def prefers_page(scope: Scope) -> bool:
+    """Whether a page is asked for before JSON (RFC 9110 12.5.1), where there are pages."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    if any(path == each or path.startswith(f"{each}/") for each in _SERVICES):
+        return False
+    wishes = dict.fromkeys(("text/html", "application/json", MEDIA_TYPE), 0.0)
+    for each in Headers(scope=scope).get("accept", "").lower().split(","):
+        kind, _, rest = each.partition(";")
+        if kind.strip() in wishes:
+            wishes[kind.strip()] = _quality(rest)
+    page = wishes.pop("text/html")
+    return page > max(wishes.values())
+
+
+def _quality(parameters: str) -> float:
+    for each in parameters.split(";"):
+        name, _, value = each.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def _page(said: Problem, scope: Scope) -> str:
+    text = said.detail
+    if any(each.where == "path.uid" for each in said.errors):
+        text = "this address names no study: a UID has nothing but digits and dots"
+    elif said.status == HTTPStatus.NOT_FOUND and text == said.title:
+        text = "there is no such page"
+    return _PAGES.get_template("problem.html").render(
+        root=scope.get("root_path", ""),
+        title=said.title,
+        text=f"{text[:1].upper()}{text[1:]}".rstrip("."),
+        research=RESEARCH_USE,
+        # under a name that is not ours no link of ours would lead anywhere
+        ours=said.status != HTTPStatus.MISDIRECTED_REQUEST,
+    )
+
+
 def problem(
     status: int,
     detail: str,
@@ -62,13 +132,11 @@ def problem(
     errors: list[InvalidField] | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """Build the response for one problem."""
+    """Build the response for one problem: JSON, or a page for a browser that looks for one."""
     body = Problem(
         title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors or []
     )
-    return JSONResponse(
-        body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers
-    )
+    return _Told(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def describe_in(schema: dict[str, Any]) -> None:

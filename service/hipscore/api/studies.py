@@ -108,7 +108,10 @@ def get_ledger(uid: Uid, desk: AtDesk) -> models.Ledger:
             raise _unknown(uid)
         found = account.find(uid, session=session)
         around = account.surroundings(
-            quiet_seconds=desk.settings.quiet_seconds, now=datetime.now(UTC), session=session
+            quiet_seconds=desk.settings.quiet_seconds,
+            explains=desk.settings.explain_unmatched,
+            now=datetime.now(UTC),
+            session=session,
         )
     return models.Ledger(
         study_instance_uid=uid,

@@ -65,10 +65,10 @@ def retry_job(job_id: RowId, desk: AtDesk) -> models.Job:
     "/jobs/{job_id}/withdraw",
     status_code=HTTPStatus.ACCEPTED,
     response_model=models.Job,
-    responses={**NOT_FOUND, **CONFLICT},
+    responses={400: {"description": "the body is no JSON"}, **NOT_FOUND, **CONFLICT},
 )
 def withdraw_result(job_id: RowId, body: models.Withdrawal, desk: AtDesk) -> models.Job:
-    """Withdraw a result for good: its score fails, and every PACS that has it is told."""
+    """Withdraw a result for good: its score fails, and every destination that has it is told."""
     ids = withdrawal.withdraw(
         job_id,
         body.reason,

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "jobs": ("inspect", "jobs", "List analyses and what is undelivered."),
     "retry": ("inspect", "retry", "Queue a failed analysis or delivery again."),
     "doctor": ("doctor", "doctor", "Examine the installation and every peer."),
-    "withdraw": ("withdraw", "withdraw", "Withdraw a result, here and in every PACS."),
+    "withdraw": ("withdraw", "withdraw", "Withdraw a result, here and wherever it went."),
     "purge": ("purge", "purge", "Delete files that nothing needs any more."),
     "listen": ("services", "listen", "Run the DICOM listener."),
     "work": ("services", "work", "Run a worker."),

@@ -9,6 +9,7 @@ from typing import Any
 
 from hipscore.store.account import Account
 from hipscore.store.tables import Event
+from hipscore.store.whereabouts import named
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +68,8 @@ def _line(event: Event, account: Account) -> Line:
     elif event.job_id is not None:
         about = f"job {event.job_id}"
     detail = event.detail or {}
+    if event.what == "sent":
+        detail = {**detail, "answer": _answer(detail.get("status"))}
     kind = "delivery" if event.delivery_id is not None else "job" if event.job_id else "series"
     words = _WORDS.get(f"{kind} {event.what}") or _WORDS.get(event.what)
     text = words.format_map(_Missing(detail)) if words else _plain(event.what, detail)
@@ -78,11 +81,16 @@ def _line(event: Event, account: Account) -> Line:
 def _delivery(delivery_id: int, account: Account) -> tuple[str, str]:
     """What a delivery carries, with its number, and where to."""
     for job in account.jobs:
-        kinds = {artifact.id: artifact.kind.value.upper() for artifact in job.artifacts}
+        kinds = {each.id: named(each) for each in job.artifacts}
         for row in job.deliveries:
             if row.id == delivery_id:
                 return f"{kinds[row.artifact_id]} {delivery_id}", row.destination
     return f"delivery {delivery_id}", ""
+
+
+def _answer(status: object) -> str:
+    """What a peer answered, where its answer is a number: a receiver of HL7 gives none."""
+    return "" if status is None else f"({status})"
 
 
 def _plain(what: str, detail: Mapping[str, Any]) -> str:
@@ -114,13 +122,15 @@ _WORDS = {
     "job not_scorable": "not scorable: {reason}",
     "job expire": "taken back from its worker: {error}",
     "job order_found": "order found ({source})",
+    "series identity_conflict": "images of somebody else than the study",
+    "job identity_conflict": "images of somebody else than the study",
     "job order_not_found": "no order found",
     "job order_unknown": "order not known: {peer} did not answer",
     "job earlier_found": "earlier results: {scores}, brought from the PACS: {brought}",
     "job earlier_unknown": "earlier reports may be missing: {peer} did not answer",
     "delivery open": "to be sent to",
     "delivery claim": "is being sent, attempt {attempt}",
-    "delivery sent": "sent ({status}) to",
+    "delivery sent": "sent {answer} to",
     "delivery commit": "committed at",
     "delivery decline": "not kept: {error}",
     "delivery refuse": "refused: {error}",

@@ -12,11 +12,14 @@ from sqlalchemy.orm import Session
 
 from hipscore.cli.audit import record
 from hipscore.cli.common import load_settings, print_json, ready_database, table
+from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState, IllegalMove, JobState
 from hipscore.store import deliveries, outbox, queries
 from hipscore.store import engine as database
 from hipscore.store import jobs as job_moves
 from hipscore.store.moves import NotFound
+from hipscore.store.summary import WITHDRAWN
+from hipscore.store.whereabouts import RETRACTION, named
 
 
 @contextmanager
@@ -77,7 +80,7 @@ _JOB = {
 _DELIVERY = {
     "id": "delivery",
     "state": "state",
-    "artifact": "what",
+    "what": "what",
     "destination": "destination",
     "attempts": "tries",
     "next_attempt": "next try",
@@ -90,21 +93,23 @@ def _job(item: queries.JobDetail) -> dict[str, Any]:
     waiting = [each for each in item.deliveries if each.state is DeliveryState.PENDING]
     due = [item.job.next_attempt_at, *(each.next_attempt_at for each in waiting)]
     times = [each for each in due if each is not None]
+    withdrawn = item.job.withdrawn_at is not None
     return {
         "id": item.job.id,
         "state": item.job.state.value,
         "attempts": item.job.attempts,
         "series_instance_uid": item.series.series_instance_uid,
-        "reason": item.job.reason_code or item.job.error or "",
+        "reason": WITHDRAWN if withdrawn else item.job.reason_code or item.job.error or "",
         "delivery": _in_words(item),
         "next_attempt": _time(min(times, default=None)),
+        "withdrawn": _time(item.job.withdrawn_at),
         "deliveries": " ".join(f"{each.id}:{each.state.value}" for each in item.deliveries),
     }
 
 
 def _in_words(item: queries.JobDetail) -> str:
     """Where the results are: ``SEG, SR committed``, ``SEG sent; SR refused``."""
-    kinds = {artifact.id: artifact.kind.value.upper() for artifact in item.artifacts}
+    kinds = {artifact.id: named(artifact) for artifact in item.artifacts}
     states: dict[str, list[str]] = {}
     for delivery in item.deliveries:
         word = _STATE_WORDS[delivery.state]
@@ -133,6 +138,7 @@ def _delivery(item: outbox.Undelivered) -> dict[str, Any]:
         "job": item.job_id,
         "state": row.state.value,
         "artifact": item.kind.value,
+        "what": RETRACTION if item.kind is ArtifactKind.REJECTION else item.kind.value,
         "destination": row.destination,
         "attempts": row.attempts,
         "next_attempt": _time(row.next_attempt_at),

@@ -40,7 +40,10 @@ def why(uid: str, *, everything: bool, as_json: bool) -> None:
     ):
         found = account.find(uid, session=session)
         around = account.surroundings(
-            quiet_seconds=settings.quiet_seconds, now=now, session=session
+            quiet_seconds=settings.quiet_seconds,
+            explains=settings.explain_unmatched,
+            now=now,
+            session=session,
         )
     if not found.accounts:
         msg = f"nothing is known of {uid}; is it the UID of a study, a series or an image?"

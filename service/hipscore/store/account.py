@@ -10,7 +10,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from hipscore.lifecycle import JobState
-from hipscore.store import ledger, queries
+from hipscore.store import explaining, ledger, queries
 from hipscore.store.queries import JobDetail
 from hipscore.store.tables import ArtifactRow, Event, Instance, Job, Series
 
@@ -22,6 +22,8 @@ class Account:
     """One series: its row, its images, its jobs (newest first) and its ledger (oldest first).
 
     ``purged`` is how many images are not here any more, ``purged_at`` when the last went.
+    ``unmatched_since`` is when the last image of its study came, if no rule matched a series
+    of it and no report has said so yet.
     """
 
     series: Series
@@ -30,6 +32,7 @@ class Account:
     purged_at: datetime | None
     jobs: tuple[JobDetail, ...]
     events: tuple[Event, ...]
+    unmatched_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +48,12 @@ class Surroundings:
     """What lies around one series: the time, the settings, and what the workers do.
 
     ``busy`` is how many analyses are held by a worker now, ``ahead`` how many older jobs
-    wait for one.
+    wait for one. ``explains``: a study in which no rule matched gets a report that says why.
     """
 
     now: datetime
     quiet_seconds: float
+    explains: bool = False
     busy: int = 0
     ahead: int = 0
 
@@ -74,7 +78,9 @@ def find(uid: str, *, session: Session) -> Found:
     return _mentioned(uid, session=session)
 
 
-def surroundings(*, quiet_seconds: float, now: datetime, session: Session) -> Surroundings:
+def surroundings(
+    *, quiet_seconds: float, explains: bool = False, now: datetime, session: Session
+) -> Surroundings:
     """The time, and what the workers do now."""
     held = select(func.count()).where(Job.state == JobState.ANALYSING, Job.lease_until >= now)
     waiting = select(func.count()).where(
@@ -83,6 +89,7 @@ def surroundings(*, quiet_seconds: float, now: datetime, session: Session) -> Su
     return Surroundings(
         now=now,
         quiet_seconds=quiet_seconds,
+        explains=explains,
         busy=session.scalar(held) or 0,
         ahead=session.scalar(waiting) or 0,
     )
@@ -106,10 +113,12 @@ def _accounts(series_ids: Sequence[int], *, session: Session) -> tuple[Account, 
     rows = session.scalars(select(Series).where(Series.id.in_(series_ids)).order_by(Series.id))
     found = []
     details: dict[int, queries.SeriesDetail] = {}
+    unmatched: dict[str, datetime | None] = {}
     for series in rows.all():
         if series.id not in details:
             study = queries.study(series.study_instance_uid, session=session)
             details |= {each.series.id: each for each in (study.series if study else ())}
+            unmatched[series.study_instance_uid] = _unmatched_since(study)
         detail = details[series.id]
         gone = select(func.count(), func.max(Instance.purged_at)).where(
             Instance.series_id == series.id, Instance.purged_at.is_not(None)
@@ -123,6 +132,14 @@ def _accounts(series_ids: Sequence[int], *, session: Session) -> tuple[Account, 
                 purged_at=purged_at,
                 jobs=detail.jobs,
                 events=tuple(ledger.of_series(series.series_instance_uid, session=session)),
+                unmatched_since=unmatched[series.study_instance_uid],
             )
         )
     return tuple(found)
+
+
+def _unmatched_since(study: queries.StudyDetail | None) -> datetime | None:
+    members = [each.series for each in study.series] if study else []
+    if not members or not explaining.pending(members):
+        return None
+    return max(each.last_received_at for each in members)

@@ -14,9 +14,11 @@ from hipscore.store.account import Account
 from hipscore.store.deliveries import WITHDRAWN
 from hipscore.store.queries import JobDetail
 from hipscore.store.retracting import takes_back
-from hipscore.store.tables import Delivery, Event
+from hipscore.store.tables import ArtifactRow, Delivery, Event
 from hipscore.store.telling import OVERDUE, Telling, times, tries
 
+#: what takes a result back, whatever its kind
+RETRACTION = "retraction"
 _KIND = {
     ArtifactKind.SEG: "SEG",
     ArtifactKind.SR: "SR",
@@ -26,13 +28,18 @@ _KIND = {
 }
 
 
+def named(artifact: ArtifactRow) -> str:
+    """What an artifact is called in lists: its kind, or that it takes a result back."""
+    return RETRACTION if takes_back(artifact) else artifact.kind.value.upper()
+
+
 def deliveries(detail: JobDetail, account: Account, told: Telling) -> Iterator[str]:
     """A sentence for each destination and state, those that need somebody first.
 
     What is to be done is added to ``told``.
     """
     kinds = {
-        each.id: "retraction" if takes_back(each) else _KIND.get(each.kind, each.kind.value)
+        each.id: RETRACTION if takes_back(each) else _KIND.get(each.kind, each.kind.value)
         for each in detail.artifacts
     }
 

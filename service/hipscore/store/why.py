@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from hipscore.lifecycle import CloseReason, JobState, SeriesState
 from hipscore.routing import EXPLAINED, NO_RULE, ORDERED, Action
@@ -93,6 +93,12 @@ def _ignored(account: Account, told: Telling) -> None:
             "analysed and nothing is sent",
             "nothing to do; only a series with other images than scouts is scored",
         )
+    elif account.series.match_rule == NO_RULE and (due := _report_due(account, told)) is not None:
+        told.say(
+            f"ignored: no rule matches it. {_unmatched(account)}".rstrip(),
+            f"nothing to do: a report that says why follows at {due:%H:%M:%S}, unless a series "
+            "of the study that matches comes",
+        )
     elif account.series.match_rule == NO_RULE:
         told.say(
             f"ignored: no rule matches it; nothing is sent. {_unmatched(account)}".rstrip(),
@@ -104,6 +110,14 @@ def _ignored(account: Account, told: Telling) -> None:
             f"ignored by the rule {account.series.match_rule}; nothing is sent",
             "nothing to do, unless it should be scored: hipscore rules show lists the rules",
         )
+
+
+def _report_due(account: Account, told: Telling) -> datetime | None:
+    """When the report that says why no rule matched is made; None if none is awaited."""
+    if not told.around.explains or account.unmatched_since is None:
+        return None
+    due = account.unmatched_since + timedelta(seconds=told.around.quiet_seconds)
+    return due if told.around.now - due <= UNREAPED else None
 
 
 def _unmatched(account: Account) -> str:
@@ -322,7 +336,8 @@ def _finished(detail: JobDetail, account: Account, told: Telling) -> None:
         verdict = f"not scorable: {reason['code']} ({reason['text'].rstrip('.')})"
     else:
         score = result.get("unet_score")
-        verdict = "scored" if score is None else f"scored {score:.2f}"
+        shown = score is not None and detail.job.withdrawn_at is None
+        verdict = f"scored {score:.2f}" if shown else "scored"
     parts = list(deliveries(detail, account, told))
     if not detail.deliveries:
         parts = ["sent nowhere, because no destination was set (HIPSCORE_DESTINATIONS)"]

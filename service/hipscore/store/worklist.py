@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, exists, func, not_, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from hipscore.lifecycle import DeliveryState, SeriesState
+from hipscore.lifecycle import SeriesState
+from hipscore.store.sending import Sending, sendings
 from hipscore.store.summary import WITHDRAWN
-from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, Series, Study
+from hipscore.store.tables import Instance, Job, Series, Study
 
 #: images of it may still come
 ARRIVING = (SeriesState.RECEIVING, SeriesState.COMPLETE)
 _QUEUED, _SCORED = "queued", "scored"
 _WITHOUT_SCORE = ("not_scorable", "failed")
-GIVEN_UP = (DeliveryState.REFUSED, DeliveryState.EXHAUSTED)
 #: a series has two hips at most
 _HIPS = (0, 1)
 
@@ -35,6 +35,8 @@ class Wanted:
     ----------
     status
         That of the result JSON.
+    withdrawn
+        Those whose result was withdrawn (their status is ``failed``), or the others.
     priority
         Flagged, or not flagged.
     min_score, max_score
@@ -52,6 +54,7 @@ class Wanted:
     """
 
     status: str | None = None
+    withdrawn: bool | None = None
     priority: bool | None = None
     min_score: float | None = None
     max_score: float | None = None
@@ -70,32 +73,6 @@ class Wanted:
 
 
 ALL = Wanted()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sending:
-    """How many of the deliveries of a result are where.
-
-    ``committed``: the destination has said that it keeps it. ``sent``: it has it and is not
-    asked for more. ``waiting``: on its way, or not confirmed yet. ``given_up``: somebody has
-    to act.
-    """
-
-    committed: int = 0
-    sent: int = 0
-    waiting: int = 0
-    given_up: int = 0
-
-    @property
-    def word(self) -> str | None:
-        """The worst of them; None where nothing is sent."""
-        if self.given_up:
-            return "needs_you"
-        if self.waiting:
-            return "waiting"
-        if self.sent:
-            return "arrived"
-        return "committed" if self.committed else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +221,9 @@ def _by_outcome(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
         yield Study.status == wanted.status
         if wanted.status in _WITHOUT_SCORE:
             yield ~_arriving()
+    if wanted.withdrawn is not None:
+        withdrawn = func.coalesce(Study.reason_code, "") == WITHDRAWN
+        yield withdrawn if wanted.withdrawn else not_(withdrawn)
     if wanted.priority is not None:
         yield Study.priority.is_(wanted.priority)
     if wanted.min_score is not None:
@@ -370,29 +350,3 @@ def _results(job_ids: Sequence[int]) -> Select[Any]:
     return select(Job.id, Job.error, Job.result["reason"], Job.result["quality"], *hips).where(
         Job.id.in_(job_ids)
     )
-
-
-def sendings(job_ids: Sequence[int], *, session: Session) -> dict[int, Sending]:
-    """Where the results of these jobs are; nothing of a job that has no delivery."""
-    settled = Delivery.commit_at.is_(None)
-    query = (
-        select(ArtifactRow.job_id, Delivery.state, settled, func.count())
-        .join(Delivery, Delivery.artifact_id == ArtifactRow.id)
-        .where(ArtifactRow.job_id.in_(job_ids))
-        .group_by(ArtifactRow.job_id, Delivery.state, settled)
-    )
-    counts: dict[int, dict[str, int]] = {}
-    for job_id, state, is_settled, count in session.execute(query):
-        of_job = counts.setdefault(job_id, {})
-        kind = _kind(state, settled=bool(is_settled))
-        of_job[kind] = of_job.get(kind, 0) + count
-    return {job_id: Sending(**each) for job_id, each in counts.items()}
-
-
-def _kind(state: DeliveryState, *, settled: bool) -> str:
-    if state is DeliveryState.COMMITTED:
-        return "committed"
-    if state in GIVEN_UP:
-        return "given_up"
-    # as outbox.arrived
-    return "sent" if state is DeliveryState.SENT and settled else "waiting"

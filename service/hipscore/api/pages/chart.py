@@ -21,15 +21,22 @@ _TICKS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of a bar. ``kind``: what it is of, or the group of its slice for the whole."""
+
+    kind: str
+    y: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """The ratio of one slice of one hip."""
+    """The ratio of one slice of one hip, from the bottom up."""
 
     x: float
-    y: float
     width: float
-    height: float
+    parts: tuple[Part, ...]
     text: str
-    group: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,17 +150,15 @@ def _row(
     name = f"{hip['side'].capitalize()} hip"
     bars, spans = [], dict[str, tuple[float, float]]()
     for item in hip["slices"]:
-        x, height = place[key(item)], _PLOT * item["ratio"] / ceiling
+        x = place[key(item)]
         group = item["group"]
         low, high = spans.get(group, (x, x))
         spans[group] = (min(low, x), max(high, x))
         bars.append(
             Bar(
                 x=x + step * 0.12,
-                y=base - height,
                 width=step * 0.76,
-                height=height,
-                group=group,
+                parts=_parts(item, base, _PLOT / ceiling),
                 text=f"{name}, slice {_number(item)}, {group}: ratio {item['ratio']:.2f}",
             )
         )
@@ -175,6 +180,18 @@ def _row(
             for group, (low, high) in spans.items()
         ),
         ticks=tuple((base - _PLOT * share, _tick(ceiling * share)) for share in (0.0, 0.5, 1.0)),
+    )
+
+
+def _parts(item: Mapping[str, Any], base: float, scale: float) -> tuple[Part, ...]:
+    """Edema, and upon it what synovitis adds, where a result has both; else the whole."""
+    whole = item["ratio"] * scale
+    if "bme_ratio" not in item or "synovitis_ratio" not in item:
+        return (Part(kind=item["group"], y=base - whole, height=whole),)
+    edema = item["bme_ratio"] * scale  # what is both counts once in the ratio
+    return (
+        Part(kind="bme", y=base - edema, height=edema),
+        Part(kind="synovitis", y=base - whole, height=whole - edema),
     )
 
 
@@ -263,7 +280,8 @@ def trend(points: Sequence[models.TrendPoint], study_uid: str) -> Trend | None:
     first, last = dated[0][0].toordinal(), dated[-1][0].toordinal()
     left, right = _LEFT, _WIDTH - 24
     bottom = _TREND_HEIGHT - _TREND_FOOT
-    ceiling = nice(max(each.unet_score for _, each in dated) * 1.05)
+    step = nice(max(each.unet_score for _, each in dated) * 1.05 / 4)
+    ceiling = 4 * step
 
     def across(moment: date) -> float:
         share = (moment.toordinal() - first) / (last - first) if last > first else 0.5
@@ -300,14 +318,11 @@ def trend(points: Sequence[models.TrendPoint], study_uid: str) -> Trend | None:
         top=_TREND_TOP,
         bottom=bottom,
         curves=tuple(curves),
-        ticks=tuple((up(ceiling * share), _tick(ceiling * share)) for share in _SHARES),
+        ticks=tuple((up(step * count), _tick(step * count)) for count in range(5)),
         dates=tuple(
             _spread([(across(moment), words.day(each.study_date)) for moment, each in dated])
         ),
     )
-
-
-_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _values(point: models.TrendPoint, name: str) -> list[tuple[float, bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -34,7 +35,10 @@ def show_ledger(
             raise HTTPException(HTTPStatus.NOT_FOUND, f"study {uid} is unknown")
         accounts = account.find(uid, session=session).accounts
         around = account.surroundings(
-            quiet_seconds=desk.settings.quiet_seconds, now=datetime.now(UTC), session=session
+            quiet_seconds=desk.settings.quiet_seconds,
+            explains=desk.settings.explain_unmatched,
+            now=datetime.now(UTC),
+            session=session,
         )
     shown = [
         each
@@ -69,7 +73,10 @@ def _details(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return "; ".join(_text(each) for each in value)
+        counts = Counter(_text(each) for each in value)
+        return "; ".join(
+            text if count == 1 else f"{count} × {text}" for text, count in counts.items()
+        )
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
     if isinstance(value, float):

@@ -48,6 +48,8 @@ def _environment() -> Environment:
         status=words.status,
         sent=words.sent,
         delivery=words.delivery,
+        rule=words.rule,
+        area=words.area,
         words=words.words,
     )
     return made

@@ -19,7 +19,8 @@ from hipscore.store.slices import Sources
 
 router = APIRouter(tags=["studies"], responses=COMMON)
 
-#: pictures of a job never change, but images of patients must not stay in a browser for long
+#: images of a job never change, but those of patients must not stay in a browser for long;
+#: outlines are asked for each time, because they may be withdrawn
 _KEEP = "private, max-age=3600, immutable"
 _ASK = "private, no-cache"
 _LARGEST_ID = 2**63 - 1
@@ -37,7 +38,7 @@ Value = Annotated[
 _PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
     304: {"description": "the browser has it"},
-    410: {"description": "the images were purged by the retention policy"},
+    410: {"description": "the images were purged by the retention policy, or (outlines) withdrawn"},
     **NOT_FOUND,
 }
 
@@ -77,7 +78,7 @@ def get_slices(uid: Uid, request: Request, desk: AtDesk, job: OfJob = None) -> m
                 sop_instance_uid=source.sop_instance_uid,
                 frame_number=source.frame_number,
                 instance_number=source.instance_number,
-                outlined=stack.outlined(z),
+                outlined=sources.withdrawn_at is None and stack.outlined(z),
             )
             for z, source in enumerate(stack.sources)
         ],
@@ -104,9 +105,9 @@ def get_slice(
     tag = f'"{sources.job_key[:32]}-{number}-{low}-{high}"'
     window = None if low is None or high is None else Window(low=low, high=high)
     if _has(request, tag):
-        return _unchanged(tag, job)
+        return _unchanged(tag, _kept(job))
     stack = _stack(request, sources)
-    return _picture(stack.grey(_index(stack, number), window), tag, job)
+    return _picture(stack.grey(_index(stack, number), window), tag, _kept(job))
 
 
 @router.get("/studies/{uid}/slices/{number}/overlay.png", response_class=Response, responses=_PNG)
@@ -121,11 +122,14 @@ def get_outlines(
 ) -> Response:
     """Return what was segmented in a slice, transparent where there is nothing."""
     sources = _sources(uid, job, desk)
+    if sources.withdrawn_at is not None:
+        msg = f"the result of study {uid} was withdrawn on {sources.withdrawn_at:%Y-%m-%d}"
+        raise HTTPException(HTTPStatus.GONE, msg)
     tag = f'"{sources.job_key[:32]}-{number}-{style.value}-{sources.seg is not None}"'
     if _has(request, tag):
-        return _unchanged(tag, job)
+        return _unchanged(tag, _ASK)
     stack = _stack(request, sources)
-    return _picture(stack.overlay(_index(stack, number), style), tag, job)
+    return _picture(stack.overlay(_index(stack, number), style), tag, _ASK)
 
 
 def _sources(uid: str, job: int | None, desk: Desk) -> Sources:
@@ -162,13 +166,18 @@ def _has(request: Request, tag: str) -> bool:
     return tag in {each.strip().removeprefix("W/") for each in asked.split(",")}
 
 
-def _headers(tag: str, job: int | None) -> dict[str, str]:
-    return {"ETag": tag, "Cache-Control": _ASK if job is None else _KEEP}
+def _kept(job: int | None) -> str:
+    """How long the image of a slice may be kept: without a number, another job may speak."""
+    return _ASK if job is None else _KEEP
 
 
-def _unchanged(tag: str, job: int | None) -> Response:
-    return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(tag, job))
+def _headers(tag: str, kept: str) -> dict[str, str]:
+    return {"ETag": tag, "Cache-Control": kept}
 
 
-def _picture(data: bytes, tag: str, job: int | None) -> Response:
-    return Response(data, media_type="image/png", headers=_headers(tag, job))
+def _unchanged(tag: str, kept: str) -> Response:
+    return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(tag, kept))
+
+
+def _picture(data: bytes, tag: str, kept: str) -> Response:
+    return Response(data, media_type="image/png", headers=_headers(tag, kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -17,13 +17,14 @@ from hipscore.api.pages import chart, words
 from hipscore.api.pages.rendering import render
 from hipscore.api.shared import AtDesk, Desk, Uid
 from hipscore.domain import ArtifactKind, Group, Side
-from hipscore.lifecycle import DELIVERY, JOB, DeliveryEvent, JobEvent, JobState
+from hipscore.lifecycle import DELIVERY, JOB, DeliveryEvent, DeliveryState, JobEvent, JobState
 from hipscore.reporting.rejection import Why
-from hipscore.store import account, queries, slices, studies, worklist
+from hipscore.store import account, queries, sending, slices, studies
 from hipscore.store import engine as database
 from hipscore.store.outbox import arrived
 from hipscore.store.queries import JobDetail
-from hipscore.store.tables import Delivery, Job, Study
+from hipscore.store.retracting import takes_back
+from hipscore.store.tables import ArtifactRow, Delivery, Job, Study
 from hipscore.store.why import Verdict, explain
 
 router = APIRouter(include_in_schema=False)
@@ -36,13 +37,15 @@ _NAMES = {
     ArtifactKind.SC: "Pictures (DICOM secondary capture)",
     ArtifactKind.PDF: "Report (PDF in DICOM)",
     ArtifactKind.ORU: "HL7 message",
-    ArtifactKind.REJECTION: "Note of withdrawal (DICOM KO)",
+    ArtifactKind.REJECTION: "Retraction (DICOM KO)",
 }
+_TAKEN_BACK = "Retraction (HL7 message)"
 _REASONS = {
     Why.QUALITY.value: "it is wrong or useless",
     Why.SAFETY.value: "it may harm the patient",
     Why.WORKLIST.value: "it is of the wrong patient or study",
 }
+_THERE = (DeliveryState.SENT, DeliveryState.COMMITTED)
 _OFFERED = {each.value for each in api.Kind}
 
 
@@ -67,16 +70,35 @@ class Sent:
     given_up: bool
     may_retry: bool
 
+    @property
+    def urgency(self) -> int:
+        """The lower, the sooner somebody has to look at it."""
+        return 0 if self.given_up else 2 if self.arrived else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcels:
+    """What goes to one destination under one name: one object, or many pictures.
+
+    ``worst`` is the one that somebody has to look at first.
+    """
+
+    worst: Sent
+    all: tuple[Sent, ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """One job as it is shown. ``note`` says if its result does not count any more."""
+    """One job as it is shown. ``note`` says if its result does not count any more.
+
+    ``score`` is not that of a withdrawn one, which nobody is to read.
+    """
 
     detail: JobDetail
     score: float | None
     note: str
     may_retry: bool
-    deliveries: tuple[Sent, ...]
+    deliveries: tuple[Parcels, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +139,7 @@ def show_study(uid: Uid, request: Request, desk: AtDesk) -> HTMLResponse:
         chart=chart.ratios(result.get("hips", []), found.order),
         start=_start(result.get("hips", [])),
         pictures=job is not None and found.purged_at is None,
+        outlined=speaking is not None and shown and _outlined(speaking),
         purged_at=found.purged_at,
         verdicts=found.verdicts,
         analyses=[
@@ -141,7 +164,10 @@ def _find(uid: str, desk: Desk) -> Found:
         sources = None if job is None else slices.sources(uid, job.job.id, session=session)
         accounts = account.find(uid, session=session).accounts
         around = account.surroundings(
-            quiet_seconds=desk.settings.quiet_seconds, now=datetime.now(UTC), session=session
+            quiet_seconds=desk.settings.quiet_seconds,
+            explains=desk.settings.explain_unmatched,
+            now=datetime.now(UTC),
+            session=session,
         )
     return Found(
         row=row,
@@ -209,6 +235,11 @@ def _groups(hip: Mapping[str, Any] | None) -> str:
     return " + ".join(str(groups.count(group.value)) for group in Group)
 
 
+def _outlined(detail: JobDetail) -> bool:
+    """Whether anything was segmented, so that there are outlines to switch."""
+    return any(each.kind is ArtifactKind.SEG and not each.purged_at for each in detail.artifacts)
+
+
 def _start(hips: Sequence[Mapping[str, Any]]) -> str:
     """The slice to begin with: the largest section of a head."""
     sections = [item for hip in hips for item in hip["slices"]]
@@ -222,17 +253,21 @@ def _start(hips: Sequence[Mapping[str, Any]]) -> str:
 
 def _analysis(detail: JobDetail, study: queries.StudyDetail) -> Analysis:
     job = detail.job
-    kinds = {artifact.id: artifact.kind for artifact in detail.artifacts}
-    deliveries = tuple(_sent(each, kinds[each.artifact_id]) for each in detail.deliveries)
+    made = {artifact.id: artifact for artifact in detail.artifacts}
+    withdrawn = job.withdrawn_at is not None
+    deliveries = [
+        _sent(each, made[each.artifact_id], withdrawn=withdrawn) for each in detail.deliveries
+    ]
     later = [
         each.job.id
         for series in study.series
         for each in series.jobs
         if each.job.supersedes_id == job.id
     ]
-    given = (job.result or {}).get("unet_score")
+    given = None if job.withdrawn_at else (job.result or {}).get("unet_score")
     reports = any(
-        each.arrived and kinds[each.row.artifact_id] is ArtifactKind.SR for each in deliveries
+        each.row.state in _THERE and made[each.row.artifact_id].kind is ArtifactKind.SR
+        for each in deliveries
     )
     stays = " Its report stays in the PACS." if reports else ""
     note = ""
@@ -245,7 +280,18 @@ def _analysis(detail: JobDetail, study: queries.StudyDetail) -> Analysis:
         score=given,
         note=note,
         may_retry=may_retry(job),
-        deliveries=deliveries,
+        deliveries=parcels(deliveries),
+    )
+
+
+def parcels(deliveries: Iterable[Sent]) -> tuple[Parcels, ...]:
+    """The deliveries in their order, equal ones to the same destination as one."""
+    groups: dict[tuple[str, str], list[Sent]] = {}
+    for each in deliveries:
+        groups.setdefault((each.row.destination, each.what), []).append(each)
+    return tuple(
+        Parcels(worst=min(group, key=lambda each: each.urgency), all=tuple(group))
+        for group in groups.values()
     )
 
 
@@ -255,14 +301,22 @@ def may_retry(job: Job) -> bool:
     return waits and JobEvent.RETRY in JOB[job.state]
 
 
-def _sent(row: Delivery, kind: ArtifactKind) -> Sent:
+def _sent(row: Delivery, artifact: ArtifactRow, *, withdrawn: bool) -> Sent:
+    back = takes_back(artifact)
+    settled = arrived(row.state, row.commit_at, row.form_id)
     return Sent(
         row=row,
-        what=_NAMES.get(kind, kind.value),
-        arrived=arrived(row.state, row.commit_at),
-        given_up=row.state in worklist.GIVEN_UP,
-        may_retry=DeliveryEvent.RETRY in DELIVERY[row.state],
+        what=_TAKEN_BACK if back and artifact.kind is ArtifactKind.ORU else name(artifact.kind),
+        arrived=settled,
+        given_up=row.state in sending.GIVEN_UP and not settled,
+        # what was withdrawn does not go out any more
+        may_retry=DeliveryEvent.RETRY in DELIVERY[row.state] and (back or not withdrawn),
     )
+
+
+def name(kind: ArtifactKind) -> str:
+    """What an artifact is called on the pages."""
+    return _NAMES.get(kind, kind.value)
 
 
 def _downloads(detail: JobDetail) -> list[tuple[str, str, bool]]:

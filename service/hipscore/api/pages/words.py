@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from hipscore.routing import EXPLAINED, NO_RULE, ORDERED
+
 _MISSING = "–"
 
 _STATUS = {
@@ -12,12 +14,14 @@ _STATUS = {
     "scored": "scored",
     "not_scorable": "not scorable",
     "failed": "failed",
+    "withdrawn": "withdrawn",
     None: "ignored",
 }
 _SENT = {
     "committed": "kept everywhere",
-    "arrived": "arrived",
-    "waiting": "on its way",
+    "arrived": "kept everywhere",
+    "unconfirmed": "sent, not yet confirmed",
+    "waiting": "waiting",
     "needs_you": "needs you",
     None: _MISSING,
 }
@@ -28,6 +32,13 @@ _DELIVERY = {
     "COMMITTED": "kept: the destination has confirmed it",
     "REFUSED": "refused by the destination",
     "EXHAUSTED": "given up after the last attempt",
+}
+_RULES = {
+    EXPLAINED: "no rule matched; analysed so that the study is told why",
+    ORDERED: "analysed because somebody asked for it",
+    NO_RULE: "no rule matched",
+    "localizer": "nothing but scouts (localizer)",
+    None: _MISSING,
 }
 _SEX = {"M": "male", "F": "female", "O": "other"}
 _STEPS = (("day", 86400), ("hour", 3600), ("minute", 60))
@@ -99,9 +110,22 @@ def sent(value: str | None) -> str:
     return _SENT.get(value, str(value))
 
 
-def delivery(state: str) -> str:
-    """The state of a delivery in words."""
-    return _DELIVERY.get(state, state.lower())
+def delivery(state: str, *, confirmed: bool = True) -> str:
+    """The state of a delivery in words.
+
+    ``confirmed`` is false of what was sent and waits for the confirmation of its destination.
+    """
+    return _SENT["unconfirmed"] if not confirmed else _DELIVERY.get(state, state.lower())
+
+
+def rule(name: str | None) -> str:
+    """The rule that took a series, or what did in the place of a rule."""
+    return _RULES.get(name, str(name))
+
+
+def area(value: float | None) -> str:
+    """An area in square millimetres with one decimal."""
+    return _MISSING if value is None else f"{value:.1f}"
 
 
 def words(code: str) -> str:

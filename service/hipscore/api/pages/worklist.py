@@ -13,10 +13,12 @@ from fastapi.responses import HTMLResponse
 
 from hipscore.api import models, views
 from hipscore.api.pages.rendering import render, root
-from hipscore.api.shared import After, AtDesk
+from hipscore.api.shared import After, AtDesk, Desk
 from hipscore.api.worklist import Below, cursor
+from hipscore.settings import Settings
 from hipscore.store import engine as database
 from hipscore.store import worklist
+from hipscore.store.summary import WITHDRAWN
 
 router = APIRouter(include_in_schema=False)
 
@@ -64,7 +66,7 @@ def show_worklist(
     if page.more:
         following = f"{root(request)}/?{urlencode({**fields.query, **cursor(page, fields.order)})}"
     first = f"{root(request)}/?{urlencode(fields.query)}" if after is not None else None
-    return _show(request, page, fields, following=following, first=first)
+    return _show(request, desk, page, fields, following=following, first=first)
 
 
 @router.post("/search", response_class=HTMLResponse)
@@ -81,13 +83,13 @@ def search(
     if patient_id or patient_name:
         with database.transaction(desk.readers) as session:
             page = worklist.page(wanted, limit=MOST_FOUND, session=session)
-    return _show(
-        request, page, fields, searched={"patient_id": patient_id, "patient_name": patient_name}
-    )
+    searched = {"patient_id": patient_id, "patient_name": patient_name}
+    return _show(request, desk, page, fields, searched=searched)
 
 
 def _show(
     request: Request,
+    desk: Desk,
     page: worklist.Page,
     fields: Fields,
     *,
@@ -106,10 +108,24 @@ def _show(
         fields=fields,
         values=fields.values,
         since=_SINCE,
-        statuses=[each.value for each in models.Status],
+        statuses=[*(each.value for each in models.Status), WITHDRAWN],
+        flag=_flag(page, desk.settings),
         searched=searched,
         now=datetime.now(UTC),
     )
+
+
+def _flag(page: worklist.Page, settings: Settings) -> str:
+    """What a flag means here; empty where nothing is flagged."""
+    score, rise = settings.priority_score, settings.priority_rise
+    limits = [
+        *([] if score is None else [f"a UNet-score of {score:g} or more"]),
+        *([] if rise is None else [f"a rise of {rise:g} or more since the earlier study"]),
+    ]
+    if not limits and not any(each.study.priority for each in page.lines):
+        return ""
+    for_what = " or ".join(limits) or "limits that were in force when it was analysed"
+    return f"Flagged: {for_what}. A flag never changes the order."
 
 
 def _read(given: Any) -> Fields:
@@ -117,8 +133,12 @@ def _read(given: Any) -> Fields:
     values = {name: str(given.get(name) or "").strip()[:_TEXT] for name in _NAMES}
     wrong: list[str] = []
     known = {each.value for each in models.Status}
+    status = values["status"]
+    # what was withdrawn has the status failed, but nothing failed about it
+    withdrawn = {WITHDRAWN: True, models.Status.FAILED.value: False}.get(status)
     wanted = worklist.Wanted(
-        status=values["status"] if values["status"] in known else None,
+        status=models.Status.FAILED.value if withdrawn else status if status in known else None,
+        withdrawn=withdrawn,
         priority=True if values["priority"] else None,
         min_score=_number(values, "min_score", wrong),
         max_score=_number(values, "max_score", wrong),

@@ -3,7 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const viewer = $("viewer");
 const KEPT = 160; // pictures ready at most
-const STEP = 60; // wheel, pixels for a slice
+const NOTCH = 50; // pixels: a wheel turns by a notch, a trackpad by less at a time
 
 if (viewer) start().catch((error) => { $("where").textContent = error.message; });
 
@@ -96,7 +96,7 @@ async function start() {
 
   const slots = new Map([...document.querySelectorAll("#ratios .slot")].map((each) => [each.dataset.key, each]));
   const keyOf = [...byKey.keys()];
-  const mark = $("shown");
+  const marks = document.querySelectorAll("#ratios .shown");
 
   function go(number) {
     state.number = Math.min(Math.max(number, 1), count);
@@ -106,7 +106,7 @@ async function start() {
     $("where").textContent = frame
       ? `${state.number} of ${count} (frame ${frame})` : `${state.number} of ${count} (instance ${instance})`;
     const slot = slots.get(keyOf[state.number - 1]);
-    if (mark) {
+    for (const mark of marks) {
       mark.setAttribute("x", slot?.getAttribute("x") ?? 0);
       mark.setAttribute("width", slot?.getAttribute("width") ?? 0);
     }
@@ -117,7 +117,15 @@ async function start() {
 
   const span = stack.highest - stack.lowest;
 
+  const rounded = (value) => (span < 20 ? value.toFixed(2) : String(Math.round(value)));
+
+  function showNumbers() {
+    const level = (state.low + state.high) / 2;
+    $("window").textContent = `W ${rounded(state.high - state.low)} L ${rounded(level)}`;
+  }
+
   function showWindow() {
+    showNumbers();
     $("centre").value = ((state.low + state.high) / 2 - stack.lowest) / span * 1000;
     $("width").value = (state.high - state.low) / span * 1000;
   }
@@ -126,6 +134,7 @@ async function start() {
     const wide = Math.max(width, span / 500);
     state.low = centre - wide / 2;
     state.high = centre + wide / 2;
+    showNumbers();
     draw();
   }
 
@@ -145,9 +154,14 @@ async function start() {
   stage.addEventListener("wheel", (event) => {
     if (event.ctrlKey) return;
     event.preventDefault();
-    turned += event.deltaMode ? event.deltaY * STEP : event.deltaY;
-    const steps = Math.trunc(turned / STEP);
-    if (steps) { turned -= steps * STEP; go(state.number + steps); }
+    if (event.deltaMode || Math.abs(event.deltaY) >= NOTCH) {
+      turned = 0;
+      go(state.number + Math.sign(event.deltaY)); // one notch is one slice, whatever its length
+      return;
+    }
+    turned += event.deltaY;
+    const steps = Math.trunc(turned / NOTCH);
+    if (steps) { turned -= steps * NOTCH; go(state.number + steps); }
   }, { passive: false });
 
   let drag = null;
@@ -168,20 +182,23 @@ async function start() {
   for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { drag = null; });
 
   const toggle = (id) => { $(id).checked = !$(id).checked; draw(); };
-  const keys = {
+  const everywhere = {
     ArrowUp: () => go(state.number - 1), ArrowLeft: () => go(state.number - 1),
     ArrowDown: () => go(state.number + 1), ArrowRight: () => go(state.number + 1),
-    PageUp: () => go(state.number - 5), PageDown: () => go(state.number + 5),
-    Home: () => go(1), End: () => go(count), " ": () => toggle("show"),
-  };
-  const letters = {
+    Home: () => go(1), End: () => go(count),
     o: () => toggle("show"), r: reset,
     f: () => { $("style").value = $("style").value === "filled" ? "contour" : "filled"; draw(); },
   };
+  const onStage = {
+    PageUp: () => go(state.number - 5), PageDown: () => go(state.number + 5),
+    " ": () => toggle("show"),
+  };
+  // a check box needs no arrows: after a click on it they still change the slice
+  const fields = "input:not([type=checkbox]), select, textarea";
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.target.closest?.("input, select, textarea")) return;
-    const act = letters[event.key] ?? (document.activeElement === stage ? keys[event.key] : undefined);
+    if (event.target.closest?.(fields)) return;
+    const act = everywhere[event.key] ?? (document.activeElement === stage ? onStage[event.key] : undefined);
     if (!act) return;
     event.preventDefault();
     act();
