@@ -49,7 +49,8 @@ setup-train: $(VENV)/.train ## the same with torch, for hiptrain
 test: setup-system lint ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
 	@rm -f .coverage .coverage.*
 	@# Three at once: what computes and then the whole service, and two parts that mostly wait.
-	@{ $(BIN)/pytest $(PURE) --cov --cov-report= && $(BIN)/pytest $(WHOLE); } \
+	@{ $(BIN)/pytest $(PURE) --cov --cov-report=; alone=$$?; \
+		$(BIN)/pytest $(WHOLE); exit $$((alone + $$?)); } \
 		>$(VENV)/pure.log 2>&1 & pure=$$!; \
 	$(BIN)/pytest $(WAITING) >$(VENV)/waiting.log 2>&1 & waiting=$$!; \
 	$(BIN)/pytest $(SERVED); served=$$?; \

@@ -66,7 +66,7 @@ def test_a_job_becomes_a_score_with_seg_sr_and_overlay(settings: Settings, tmp_p
     assert done.lease is None
     assert set(done.timings) == {
         "read", "assemble", "locate", "segment", "score",
-        "quality", "orders", "seg", "sr", "overlay", "store",
+        "quality", "orders", "seg", "sr", "overlay", "pdf", "store",
     }  # fmt: skip
     expected = pipeline.analyse(images, oracle).findings
     assert done.result["status"] == "scored"
