@@ -17,8 +17,8 @@ CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(
 PURE := tests/unit tests/contract tests/models
 #: the tests that start servers, in parts of about the same length
 SERVED := $(wildcard tests/integration/test_[a-o]*.py) tests/pages
-WAITING := $(wildcard tests/integration/test_[p-z]*.py)
-WHOLE := tests/e2e tests/fuzz
+WAITING := $(wildcard tests/integration/test_[p-z]*.py) tests/fuzz
+WHOLE := tests/e2e
 
 .PHONY: help
 help: ## this list
