@@ -35,7 +35,7 @@ _NAMES = {
     ArtifactKind.SR_FALLBACK: "Structured report (Comprehensive SR)",
     ArtifactKind.OVERLAY: "Contact sheet (PNG)",
     ArtifactKind.SC: "Pictures (DICOM secondary capture)",
-    ArtifactKind.PDF: "Report (PDF in DICOM)",
+    ArtifactKind.PDF: "Report (PDF)",
     ArtifactKind.ORU: "HL7 message",
     ArtifactKind.REJECTION: "Retraction (DICOM KO)",
 }
