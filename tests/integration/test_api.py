@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import BytesIO
@@ -14,7 +13,6 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
@@ -25,7 +23,7 @@ from sqlalchemy import update
 
 from hipscore import phantom, worker
 from hipscore.addresses import Peer
-from hipscore.api import ApiError, create_app, run_api
+from hipscore.api import ApiError, run_api
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState
 from hipscore.settings import Settings
@@ -34,6 +32,7 @@ from hipscore.store.tables import ArtifactRow, Delivery, Job
 from tests import servers
 from tests.analytic import Oracle
 from tests.integration import shell_steps as steps
+from tests.serving import serving as behind_uvicorn
 
 UNKNOWN = "1.2.826.0.1.3680043.8.498.404"
 
@@ -41,24 +40,11 @@ UNKNOWN = "1.2.826.0.1.3680043.8.498.404"
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """A client of the API behind uvicorn."""
-    config = uvicorn.Config(
-        create_app(settings),
-        host=servers.LOOPBACK,
-        port=settings.http_port,
-        log_config=None,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        servers.wait_until(lambda: server.started, what="the API is up")
-        base = f"http://{servers.LOOPBACK}:{settings.http_port}"
-        with httpx.Client(base_url=base, trust_env=False, timeout=30.0) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    with (
+        behind_uvicorn(settings) as base,
+        httpx.Client(base_url=base, trust_env=False, timeout=30.0) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

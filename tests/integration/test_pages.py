@@ -25,7 +25,8 @@ from hipscore.settings import Settings
 from hipscore.store import engine
 from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job
 from tests.integration import shell_steps as steps
-from tests.pages.site import serving, study
+from tests.pages.site import study
+from tests.serving import serving
 
 UNKNOWN = "1.2.826.0.1.3680043.8.498.404"
 #: either database serves pages; the statements behind them are tested on both

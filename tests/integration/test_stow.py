@@ -19,14 +19,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from hipscore import routing, stow, worker
 from hipscore.addresses import DicomWeb
-from hipscore.api import create_app
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import CloseReason, DeliveryState, SeriesState
 from hipscore.settings import Settings
@@ -38,30 +36,9 @@ from tests.integration import kinds_steps as kinds
 from tests.integration import shell_steps as steps
 from tests.integration import store_steps
 from tests.integration.delivery_steps import artifacts, wake
+from tests.serving import serving
 
 # --- images come in ----------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """The API behind uvicorn; its base URL."""
-    config = uvicorn.Config(
-        create_app(settings),
-        host=servers.LOOPBACK,
-        port=settings.http_port,
-        log_config=None,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        servers.wait_until(lambda: server.started, what="the API is up")
-        yield f"http://{servers.LOOPBACK}:{settings.http_port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import httpx
-import uvicorn
 from pydicom.dataset import Dataset
 
-from hipscore.api import create_app
 from hipscore.procedure import analysis, reports
 from hipscore.procedure.dataset import Attributes, code, data_set, value, values
 from hipscore.procedure.reports import Report
 from hipscore.procedure.rules import PERFORMED, PROGRESS
 from hipscore.settings import Settings
-from tests import servers
+from tests.serving import serving as behind_uvicorn
 
 DICOM_JSON = "application/dicom+json"
 PLAIN = code("110001", "DCM", "Image Processing")
@@ -31,21 +28,11 @@ FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """A client of the API behind uvicorn, with web-sockets."""
-    config = uvicorn.Config(
-        create_app(settings), host=servers.LOOPBACK, port=settings.http_port, log_config=None
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        servers.wait_until(lambda: server.started, what="the API is up")
-        base = f"http://{servers.LOOPBACK}:{settings.http_port}/dicomweb"
-        with httpx.Client(base_url=base, trust_env=False, timeout=30.0) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    with (
+        behind_uvicorn(settings, ws="auto") as base,
+        httpx.Client(base_url=f"{base}/dicomweb", trust_env=False, timeout=30.0) as client,
+    ):
+        yield client
 
 
 def new_uid() -> str:

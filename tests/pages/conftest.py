@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from hipscore.settings import Settings
 from hipscore.store import engine
 from tests import servers
-from tests.pages.site import Site, furnish, serving
+from tests.pages.site import Site, furnish
+from tests.serving import serving
 
 #: what keeps Chromium from asking anybody outside
 OPTIONS = (

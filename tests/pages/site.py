@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from sqlalchemy import select
 
 from hipscore import phantom, worker
 from hipscore.addresses import Peer
-from hipscore.api import create_app
 from hipscore.domain import Side
 from hipscore.settings import Settings
 from hipscore.store import deliveries, engine
 from hipscore.store.tables import Delivery
-from tests import servers
 from tests.integration import shell_steps as steps
 
 #: a destination that nobody answers at
@@ -34,27 +29,6 @@ class Site:
     url: str
     studies: Mapping[str, str]
     settings: Settings
-
-
-@contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """Run the API behind uvicorn; yields its URL."""
-    config = uvicorn.Config(
-        create_app(settings),
-        host=servers.LOOPBACK,
-        port=settings.http_port,
-        log_config=None,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        servers.wait_until(lambda: server.started, what="the API is up")
-        yield f"http://{servers.LOOPBACK}:{settings.http_port}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 def study(
