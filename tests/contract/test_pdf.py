@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
@@ -43,8 +45,12 @@ def document(dataset: Dataset) -> bytes:
 
 def words(source: Case, context: ReportContext = CONTEXT) -> str:
     """Everything that is written on the pages, in order."""
+    return "\n".join(_texts(pages._story(scene(source, context))))
+
+
+def scene(source: Case, context: ReportContext = CONTEXT) -> captures.Scene:
     [header, *_] = headers(source.images, context)
-    scene = captures.Scene(
+    return captures.Scene(
         volume=source.volume,
         masks=source.masks,
         findings=source.findings,
@@ -52,7 +58,6 @@ def words(source: Case, context: ReportContext = CONTEXT) -> str:
         context=context,
         header=header,
     )
-    return "\n".join(_texts(pages._story(scene)))
 
 
 def _texts(flowables: object) -> Iterator[str]:
@@ -104,6 +109,29 @@ def test_there_are_one_or_two_pages_and_every_letter_is_embedded(name: str) -> N
     data = document(of(name))
     assert 1 <= len(re.findall(rb"/Type /Page\b", data)) <= 2
     assert data.count(b"/FontFile2") >= 2
+
+
+def test_the_pictures_are_in_it_to_the_pixel() -> None:
+    source = case("scored")
+    wanted = [np.asarray(tile) for tile, _ in captures.tiles(scene(source), 300)]
+    found = []
+    for head in re.finditer(
+        rb"/Predictor 15.*?/Width (\d+).*?stream\n", document(of("scored")), re.DOTALL
+    ):
+        data = zlib.decompressobj().decompress(document(of("scored"))[head.end() :])
+        rows = np.frombuffer(data, np.uint8).reshape(-1, 1 + 3 * int(head[1]))
+        assert set(rows[:, 0]) == {2}  # less the row above
+        up = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
+        found.append(up.reshape(len(rows), int(head[1]), 3))
+    assert len(found) == len(wanted) == 4
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_it_is_not_larger_than_it_has_to_be() -> None:
+    data = document(of("scored"))
+    assert b"ASCII85" not in data
+    assert len(data) < 400_000
 
 
 def named(name: str, patient_id: str = "ID-7") -> Case:

@@ -33,6 +33,9 @@ _PICTURE = 512
 _HEAD = 62
 _FOOT = 84
 _MARGIN = 14
+#: below the picture: where the text begins, and where that of each hip
+_TOP = _HEAD + _PICTURE + 8
+_COLUMNS = ((Side.RIGHT, _MARGIN), (Side.LEFT, WIDTH // 2 + _MARGIN))
 
 PAGE = 1024
 _TILE = 240
@@ -70,13 +73,30 @@ def slices(scene: Scene) -> Iterator[tuple[int, Image.Image]]:
     view = picture.View.canonical(scene.volume.grid)
     window = picture.Window.of(scene.volume.voxels)
     centre, mm = _region(scene.volume, scene.findings)
+    marks, empty = _marks(view, 30), _empty(scene)
     for position, z in enumerate(wanted):
-        page = Image.new("RGB", (WIDTH, _HEAD + _PICTURE + _FOOT), picture.BACKGROUND)
         tile = _slice(scene.volume, scene.masks, z, view, window, centre=centre, mm=mm)
+        _mark(tile, marks)
+        page = empty.copy()
         page.paste(tile, (0, _HEAD))
-        _title(page, scene, scene.volume, z, f"{position + 1} of {len(wanted)}")
+        _title(page, scene.volume, z, f"{position + 1} of {len(wanted)}")
         _ratios(page, scene.findings, z)
         yield z, page
+
+
+def _empty(scene: Scene) -> Image.Image:
+    """A page with what is the same on all of them."""
+    page = Image.new("RGB", (WIDTH, _HEAD + _PICTURE + _FOOT), picture.BACKGROUND)
+    write = _Pen(page)
+    write.text((WIDTH - _MARGIN, 8), RESEARCH_USE, 18, picture.WARNING, anchor="ra")
+    where = f"{wording.origin(scene.header)}, slices from front to back"
+    write.text((_MARGIN, 38), where, 15, picture.DIM)
+    model = f"hipscore {scene.context.software_version}, {scene.card.id} {scene.card.version}"
+    write.text((WIDTH - _MARGIN, 38), model[:60], 15, picture.DIM, anchor="ra")
+    for side, left in _COLUMNS:
+        write.text((left, _TOP - 2), wording.LETTER[side], 26, picture.WARNING)
+    _legend(write, (_MARGIN, _TOP + 50))
+    return page
 
 
 def _region(volume: Volume, findings: Findings) -> tuple[tuple[float, float], float]:
@@ -97,7 +117,7 @@ def _slice(
     centre: tuple[float, float],
     mm: float,
 ) -> Image.Image:
-    tile = picture.draw(
+    return picture.draw(
         volume.voxels[z],
         [pair for item in masks for pair in picture.outlines(item.voxels, z).items()],
         view=view,
@@ -107,44 +127,49 @@ def _slice(
         size=(WIDTH, _PICTURE),
         line=picture.THIN,
     )
-    _sides(tile, view, 30)
-    return tile
 
 
-def _sides(tile: Image.Image, view: picture.View, size: int) -> None:
-    """Write which side of the patient the borders of a picture are."""
-    draw = ImageDraw.Draw(tile)
-    places = ((8, "lm"), (tile.width - 8, "rm"))
-    for letter, (x, anchor) in zip(view.letters, places, strict=True):
-        draw.text(
-            (x, tile.height / 2),
-            letter,
-            picture.WARNING,
-            picture.font(size),
-            anchor,
-            stroke_width=2,
-            stroke_fill=(0, 0, 0),
-        )
+#: of the letters on a picture, pixels
+_EDGE, _STRIP = 8, 48
+_Mark = tuple[Image.Image, Image.Image]
 
 
-def _title(page: Image.Image, scene: Scene, volume: Volume, z: int, position: str) -> None:
+def _marks(view: picture.View, size: int) -> tuple[_Mark, _Mark]:
+    """Which sides of the patient the left and right border are: opacity of rim and letter."""
+
+    def written(letter: str, x: int, anchor: str, rim: int) -> Image.Image:
+        strip = Image.new("L", (_STRIP, _STRIP))
+        place, font = (x, _STRIP / 2), picture.font(size)
+        ImageDraw.Draw(strip).text(place, letter, 255, font, anchor, stroke_width=rim)
+        return strip
+
+    left, right = view.letters
+    return (
+        (written(left, _EDGE, "lm", 2), written(left, _EDGE, "lm", 0)),
+        (written(right, _STRIP - _EDGE, "rm", 2), written(right, _STRIP - _EDGE, "rm", 0)),
+    )
+
+
+def _mark(tile: Image.Image, marks: tuple[_Mark, _Mark]) -> None:
+    """Write the sides on a picture."""
+    for (rim, letter), left in zip(marks, (0, tile.width - _STRIP), strict=True):
+        place = (left, (tile.height - _STRIP) // 2)
+        tile.paste((0, 0, 0), place, rim)
+        tile.paste(picture.WARNING, place, letter)
+
+
+def _title(page: Image.Image, volume: Volume, z: int, position: str) -> None:
     source = volume.sources[z]
     frame = f", frame {source.frame_number}" if source.frame_number is not None else ""
-    write = _Pen(page)
-    write.text((_MARGIN, 6), f"Image {source.instance_number}{frame}: scored slice {position}", 22)
-    write.text((WIDTH - _MARGIN, 8), RESEARCH_USE, 18, picture.WARNING, anchor="ra")
-    where = f"{wording.origin(scene.header)}, slices from front to back"
-    write.text((_MARGIN, 38), where, 15, picture.DIM)
-    model = f"hipscore {scene.context.software_version}, {scene.card.id} {scene.card.version}"
-    write.text((WIDTH - _MARGIN, 38), model[:60], 15, picture.DIM, anchor="ra")
+    text = f"Image {source.instance_number}{frame}: scored slice {position}"
+    _Pen(page).text((_MARGIN, 6), text, 22)
 
 
 def _ratios(page: Image.Image, findings: Findings, z: int) -> None:
-    """Write what each hip has on this slice, on its side of the picture, and the colours."""
-    write, top = _Pen(page), _HEAD + _PICTURE + 8
-    for side, left in ((Side.RIGHT, _MARGIN), (Side.LEFT, WIDTH // 2 + _MARGIN)):
+    """Write what each hip has on this slice, on its side of the picture."""
+    write, top = _Pen(page), _TOP
+    for side, left in _COLUMNS:
         hip = next((each for each in findings.hips if each.hip.side is side), None)
-        write.text((left, top - 2), wording.LETTER[side], 26, picture.WARNING)
         score = next((it for it in hip.slices if it.slice_index == z), None) if hip else None
         if score is None:
             text = "no hip found" if hip is None else "not among its scored slices"
@@ -156,8 +181,7 @@ def _ratios(page: Image.Image, findings: Findings, z: int) -> None:
         x: float = left + 30
         for channel, ratio in _parts(score):
             words = f"{_SHORT[channel]} {ratio:.3f}"
-            x = write.text((x, top + 24), words, 15, codes.STRUCTURES[channel].rgb) + 14
-    _legend(write, (_MARGIN, top + 50))
+            x = write.along((x, top + 24), words, 15, codes.STRUCTURES[channel].rgb) + 14
 
 
 _SHORT: Mapping[Channel, str] = {Channel.BME: "edema", Channel.SYNOVITIS: "synovitis"}
@@ -172,7 +196,7 @@ def _legend(write: _Pen, at: tuple[int, int]) -> None:
     for channel in Channel:
         structure = codes.STRUCTURES[channel]
         write.draw.rectangle((x, y + 3, x + 16, y + 13), outline=structure.rgb, width=2)
-        x = write.text((x + 24, y), structure.noun, 15, picture.DIM) + 24
+        x = write.along((x + 24, y), structure.noun, 15, picture.DIM) + 24
 
 
 # --- the summary -----------------------------------------------------------------------
@@ -186,7 +210,7 @@ def summary(scene: Scene) -> Image.Image:
     page = Image.new("RGB", (PAGE, end + 18 * len(meaning) + 24), picture.BACKGROUND)
     write = _Pen(page)
     score, note = wording.headline(scene.findings)
-    x = write.text((_MARGIN, 10), score, 32)
+    x = write.along((_MARGIN, 10), score, 32)
     write.text((x + 16, 22), note, 17, picture.DIM)
     write.text((PAGE - _MARGIN, 14), RESEARCH_USE, 22, picture.WARNING, anchor="ra")
     write.text((_MARGIN, 54), f"hipscore summary. {wording.origin(scene.header)}", 16, picture.DIM)
@@ -276,6 +300,7 @@ def _overview(
     count, height, width = volume.grid.shape
     _, dy, dx = volume.grid.spacing_mm
     mm = max(height * dy, width * dx) / size
+    marks = _marks(view, 18)
     found = []
     for z in sorted({round(step) for step in np.linspace(0, count - 1, 6)[1:-1]}):
         tile = picture.draw(
@@ -287,7 +312,7 @@ def _overview(
             mm=mm,
             size=(size, size),
         )
-        _sides(tile, view, 18)
+        _mark(tile, marks)
         found.append((tile, f"image {volume.sources[z].instance_number}"))
     return found
 
@@ -314,11 +339,20 @@ class _Pen:
         colour: _Colour = picture.TEXT,
         *,
         anchor: str = "la",
+    ) -> None:
+        """Write one line."""
+        self.draw.text(at, codes.plain(text), colour, picture.font(size), anchor)
+
+    def along(
+        self,
+        at: tuple[float, float],
+        text: str,
+        size: int,
+        colour: _Colour = picture.TEXT,
     ) -> float:
-        """Write one line; returns where it ends."""
-        shown, font = codes.plain(text), picture.font(size)
-        self.draw.text(at, shown, colour, font, anchor)
-        return at[0] + self.draw.textlength(shown, font)
+        """Write something in a line; returns where it ends."""
+        self.text(at, text, size, colour)
+        return at[0] + self.draw.textlength(codes.plain(text), picture.font(size))
 
     def lines(
         self, at: tuple[int, int], lines: Sequence[_Line], size: int = 17, step: int = _LINE

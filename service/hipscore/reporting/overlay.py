@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate
 
 import numpy as np
@@ -23,7 +22,7 @@ from hipscore.domain import (
     SliceScore,
     Volume,
 )
-from hipscore.reporting import codes, picture
+from hipscore.reporting import codes, picture, png
 
 TILES = 8
 _TILE = 178
@@ -35,13 +34,15 @@ _HEADING = 46
 _CAPTION = 44
 _STEP = _TILE + _CAPTION
 _ROW = _HEADING + _STEP + 8
-_WIDTH = 2 * _MARGIN + _OVERVIEW + 20 + TILES * _TILE + (TILES - 1) * _GAP
 _FOOTER = 40
 _LINE = 22
 #: quality remarks written out; the report has them all
 _REMARKS = 8
+#: fewer columns leave no room for what is written above them
+_COLUMNS = 6
 
 _FRAME = (255, 255, 255)
+_RIM = (0, 0, 0)
 
 _LETTER = {Side.RIGHT: "R", Side.LEFT: "L"}
 
@@ -58,6 +59,11 @@ class _Row:
     def lines(self) -> int:
         """How many lines of tiles it takes."""
         return max(1, -(-len(self.slices) // TILES))
+
+    @property
+    def columns(self) -> int:
+        """How many tiles a line has at most."""
+        return -(-len(self.slices) // self.lines)
 
     @property
     def height(self) -> int:
@@ -93,10 +99,11 @@ def render(
     Returns the PNG, RGB.
     """
     rows = [] if volume is None else _rows(volume, masks, findings)
-    remarks = _remarks(findings)
+    width = _width(rows)
+    remarks = _remarks(findings, width)
     tops = list(accumulate((row.height for row in rows), initial=_HEADER))
     height = max(tops[-1], _HEADER + 2 * _ROW) + _FOOTER
-    sheet = Image.new("RGB", (_WIDTH, height + len(remarks) * _LINE), picture.BACKGROUND)
+    sheet = Image.new("RGB", (width, height + len(remarks) * _LINE), picture.BACKGROUND)
     _header(sheet, findings, title)
     lines = "\n".join(textwrap.wrap(codes.plain(subtitle), width=54)[:3])
     below = (_MARGIN, _HEADER + _OVERVIEW + 122)
@@ -120,9 +127,7 @@ def render(
     for number, line in enumerate(remarks):
         place = (_left(), height - 4 + number * _LINE)
         ImageDraw.Draw(sheet).text(place, line, picture.WARNING, picture.font(16))
-    buffer = BytesIO()
-    sheet.save(buffer, format="PNG", optimize=False, compress_level=3)
-    return buffer.getvalue()
+    return png.encoded(sheet)
 
 
 # --- what is shown --------------------------------------------------------------------
@@ -167,6 +172,12 @@ def _left() -> int:
     return _MARGIN + _OVERVIEW + 20
 
 
+def _width(rows: Sequence[_Row]) -> int:
+    """Of the sheet: no wider than its rows are."""
+    columns = max([_COLUMNS, *(row.columns for row in rows)]) if rows else TILES
+    return _left() + columns * (_TILE + _GAP) - _GAP + _MARGIN
+
+
 def _header(sheet: Image.Image, findings: Findings, title: str) -> None:
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 12), codes.plain(title), picture.TEXT, picture.font(28))
@@ -179,7 +190,9 @@ def _header(sheet: Image.Image, findings: Findings, title: str) -> None:
         text, note = "Not scored", ""
     draw.text((_left(), 12), text, picture.TEXT, picture.font(28))
     draw.text((_left(), 46), note, picture.DIM, picture.font(16))
-    draw.text((_WIDTH - _MARGIN, 18), RESEARCH_USE, picture.WARNING, picture.font(22), anchor="ra")
+    draw.text(
+        (sheet.width - _MARGIN, 18), RESEARCH_USE, picture.WARNING, picture.font(22), anchor="ra"
+    )
 
 
 def _overview(
@@ -208,21 +221,16 @@ def _overview(
         size=size,
     )
     draw = ImageDraw.Draw(tile)
+    axes = view.axes(centre, mm, size)
     for row in rows:
-        x, y = _on_tile(volume, row, view.coefficients(centre, mm, size))
+        _, y, x = volume.grid.to_index(row.hip.hip.centre_mm)
+        across, down = (y, x) if view.swapped else (x, y)
+        x, y = axes[0].place(across), axes[1].place(down)
         half = crop_mm / mm / 2
         draw.rectangle((x - half, y - half, x + half, y + half), outline=picture.TEXT)
     for letter, x, anchor in zip(view.letters, (8, _OVERVIEW - 8), ("lm", "rm"), strict=True):
-        place = (x, _OVERVIEW / 2)
-        draw.text(
-            place,
-            letter,
-            picture.WARNING,
-            picture.font(26),
-            anchor,
-            stroke_width=3,
-            stroke_fill=(0, 0, 0),
-        )
+        place, font = (x, _OVERVIEW / 2), picture.font(26)
+        draw.text(place, letter, picture.WARNING, font, anchor, stroke_width=3, stroke_fill=_RIM)
     sheet.paste(tile, (_MARGIN, _HEADER))
     number = volume.sources[z].instance_number
     ImageDraw.Draw(sheet).text(
@@ -242,16 +250,6 @@ def _whole(volume: Volume, rows: Sequence[_Row]) -> tuple[int, tuple[float, floa
     return z, ((height - 1) / 2, (width - 1) / 2), max(height * dy, width * dx) / _OVERVIEW
 
 
-def _on_tile(
-    volume: Volume, row: _Row, coefficients: tuple[float, float, float, float, float, float]
-) -> tuple[float, float]:
-    """Where the hip's centre lies on a tile drawn with these coefficients, (x, y)."""
-    a, b, c, d, e, f = coefficients
-    _, y, x = volume.grid.to_index(row.hip.hip.centre_mm)
-    u, v = np.linalg.solve([[a, b], [d, e]], [x + 0.5 - c, y + 0.5 - f])
-    return float(u), float(v)
-
-
 def _hip_row(
     sheet: Image.Image,
     volume: Volume,
@@ -268,11 +266,10 @@ def _hip_row(
     areas = {z: item.head_mm2 for z, item in scores.items()}
     central = max(areas, key=lambda z: areas[z]) if areas else None
     draw = ImageDraw.Draw(sheet)
-    per_line = -(-len(row.slices) // row.lines)
     heading = top + _HEADING
     for position, z in enumerate(row.slices):
-        left = _left() + position % per_line * (_TILE + _GAP)
-        top = heading + position // per_line * _STEP
+        left = _left() + position % row.columns * (_TILE + _GAP)
+        top = heading + position // row.columns * _STEP
         tile = picture.draw(
             volume.voxels[z],
             picture.outlines(row.masks, z).items(),
@@ -379,13 +376,14 @@ def _paragraph(
     )
 
 
-def _remarks(findings: Findings) -> list[str]:
+def _remarks(findings: Findings, width: int) -> list[str]:
     """Lines of quality remarks that fit the width of the sheet."""
     remarks = findings.quality
     texts = [f"Quality: {remark.text}" for remark in remarks[:_REMARKS]]
     if len(remarks) > _REMARKS:
         texts.append(f"{len(remarks) - _REMARKS} more remarks are in the report")
-    return [line for text in texts for line in textwrap.wrap(codes.plain(text), width=170)]
+    letters = (width - _left()) * 10 // 87
+    return [line for text in texts for line in textwrap.wrap(codes.plain(text), width=letters)]
 
 
 def _legend(sheet: Image.Image, height: int) -> None:

@@ -13,13 +13,14 @@ from xml.sax.saxutils import escape
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
+from reportlab import rl_config
 from reportlab.graphics.shapes import Drawing, Line, Rect, String
 from reportlab.lib.colors import Color, black
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
-from reportlab.lib.utils import ImageReader
 from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.pdfdoc import PDFDictionary, PDFName, PDFStream
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import (
@@ -32,7 +33,10 @@ from reportlab.platypus import (
 )
 
 from hipscore.domain import RESEARCH_USE, Channel, HipFindings, Side
-from hipscore.reporting import assessed, captures, codes, wording
+from hipscore.reporting import assessed, captures, codes, png, wording
+
+#: binary streams, which a DICOM element can hold: in Base 85 they take longer than all the rest
+rl_config.useA85 = 0
 
 _PLAIN, _BOLD = "Vera", "VeraBd"  # come with ReportLab; Latin letters
 _MARGIN = 16 * mm
@@ -264,7 +268,7 @@ def _pictures(scene: captures.Scene) -> list[Flowable]:
         return []
     scored = any(hip.scored for hip in scene.findings.hips)
     title = "The slices with the highest ratios" if scored else "Slices, front to back"
-    pictures = [_Tile(tile) for tile, _ in tiles]
+    pictures = [_Tile(tile, number) for number, (tile, _) in enumerate(tiles)]
     captions = [Paragraph(escape(caption), _SMALL) for _, caption in tiles]
     table = Table(
         [pictures, captions],
@@ -284,15 +288,31 @@ def _pictures(scene: captures.Scene) -> list[Flowable]:
 
 
 class _Tile(Flowable):
-    """A picture in memory; ReportLab's own flowable wants a file."""
+    """A picture in memory. ReportLab's own wants a file, and takes long to compress it."""
 
-    def __init__(self, tile: Image.Image) -> None:
+    def __init__(self, tile: Image.Image, number: int) -> None:
         super().__init__()
         self.width = self.height = _TILE
         self.tile = tile
+        self.name = f"tile{number}"
 
     def draw(self) -> None:
-        self.canv.drawImage(ImageReader(self.tile), 0, 0, _TILE, _TILE)
+        columns, rows = self.tile.size
+        filters = {"Predictor": 15, "Colors": 3, "Columns": columns}
+        entries = {
+            "Type": PDFName("XObject"),
+            "Subtype": PDFName("Image"),
+            "Width": columns,
+            "Height": rows,
+            "BitsPerComponent": 8,
+            "ColorSpace": PDFName("DeviceRGB"),
+            "Filter": PDFName("FlateDecode"),
+            "DecodeParms": PDFDictionary(filters),
+        }
+        stream = PDFStream(PDFDictionary(entries), png.deflated(self.tile))
+        vars(self.canv)["_doc"].addForm(self.name, stream)  # as drawImage does
+        self.canv.scale(_TILE, _TILE)
+        self.canv.doForm(self.name)
 
 
 def _chart(scene: captures.Scene) -> Drawing:

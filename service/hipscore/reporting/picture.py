@@ -5,9 +5,11 @@ Shape legend: ``(Y, X)`` source rows and columns, ``(V, U)`` rows and columns of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,10 @@ _OVERSAMPLING = 3  # outlines are found on a finer raster, then averaged: smooth
 #: width of an outline there
 LINE = 5
 THIN = 4
+#: beyond the mask and beyond the tile an outline is looked for, pixels; more than it is wide
+_BLEED = 3
+
+_Pixel = TypeVar("_Pixel", np.float32, np.bool_)
 
 
 @cache
@@ -105,6 +111,13 @@ class View:
             row - d * half_u - e * half_v,
         )
 
+    def axes(
+        self, centre: tuple[float, float], mm: float, size: tuple[int, int]
+    ) -> tuple[Axis, Axis]:
+        """The axes of a tile, across and down. Arguments as for :meth:`coefficients`."""
+        a, b, c, d, e, f = self.coefficients(centre, mm, size)
+        return (Axis(d, f), Axis(b, c)) if self.swapped else (Axis(a, c), Axis(e, f))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -121,20 +134,32 @@ class Window:
         it may saturate, so that edema shows.
         """
         sample = voxels[:, ::4, ::4]
-        sample = sample[np.isfinite(sample)]
-        if sample.size == 0:
+        ordered = np.sort(sample[np.isfinite(sample)])  # once, for all three
+        if ordered.size == 0:
             return cls(low=0.0, high=1.0)
-        low, top = (float(value) for value in np.percentile(sample, (1.0, 99.7)))
-        body = sample[sample > low + 0.08 * (top - low)]
-        middle = float(np.median(body)) if body.size else top
+        low, top = _percentile(ordered, 1.0), _percentile(ordered, 99.7)
+        dark = ordered.dtype.type(low + 0.08 * (top - low))
+        body = ordered[np.searchsorted(ordered, dark, side="right") :]
+        middle = _percentile(body, 50.0) if body.size else top
         high = min(top, low + 3.5 * (middle - low))
         return cls(low=low, high=high if high > low else low + 1.0)
 
     def apply(self, image: FloatArray) -> NDArray[np.uint8]:
-        """Grey values 0 to 255 of an image ``(Y, X)``; what is not finite is black."""
-        scaled = (np.nan_to_num(image) - self.low) / (self.high - self.low)
-        grey: NDArray[np.uint8] = (np.clip(scaled, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
-        return grey
+        """Grey values 0 to 255 of an image ``(Y, X)``; what is no number is black."""
+        scaled = np.subtract(image, self.low)
+        scaled /= self.high - self.low
+        np.fmin(np.fmax(scaled, 0.0, out=scaled), 1.0, out=scaled)
+        scaled *= 255
+        scaled += 0.5
+        return scaled.astype(np.uint8)
+
+
+def _percentile(ordered: FloatArray, percent: float) -> float:
+    """Percentile of values in rising order; between two of them in proportion."""
+    place = (ordered.size - 1) * percent / 100
+    below, above = math.floor(place), math.ceil(place)
+    share = place - below
+    return float(ordered[below]) * (1 - share) + float(ordered[above]) * share
 
 
 def draw(
@@ -168,75 +193,168 @@ def draw(
     PIL.Image.Image
         RGB, ``size``.
     """
-    coefficients = view.coefficients(centre, mm, size)
-    grey = Image.fromarray(window.apply(image))
-    tile = grey.transform(
-        size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BICUBIC
-    ).convert("RGB")
+    across, down = view.axes(centre, mm, size)
+    axes = (
+        across.forward(image.shape[0 if view.swapped else 1]),
+        down.forward(image.shape[1 if view.swapped else 0]),
+    )
+
+    def turned(source: NDArray[_Pixel]) -> NDArray[_Pixel]:
+        upright = source.T if view.swapped else source
+        return upright[:: 1 if down.step > 0 else -1, :: 1 if across.step > 0 else -1]
+
+    tile = _grey(turned(image), axes, size, window).convert("RGB")
     for colour, mask in outlines:
-        box = _covered(mask, coefficients, size)
-        if box is not None:
-            tile.paste(colour, box, _outline(mask, coefficients, box, line))
+        outline = _outline(turned(mask), axes, size, line)
+        if outline is not None:
+            place, opacity = outline
+            tile.paste(colour, place, opacity)
     return tile
 
 
-_Coefficients = tuple[float, float, float, float, float, float]
-_Box = tuple[int, int, int, int]
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the pixels ``start`` to ``stop`` of a tile show of their source, along one axis.
+
+    ``indices`` are those of the source, with some to spare that may lie beyond it; ``low`` and
+    ``high`` say where in them the first pixel begins and the last one ends.
+    """
+
+    start: int
+    stop: int
+    indices: NDArray[np.intp]
+    low: float
+    high: float
 
 
-def _covered(mask: BoolArray, coefficients: _Coefficients, size: tuple[int, int]) -> _Box | None:
-    """The part of the tile where the mask is: left, upper, right, lower; None where it is not."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return None
-    a, b, c, d, e, f = coefficients
-    corners = [(x, y) for x in (columns[0], columns[-1] + 1) for y in (rows[0], rows[-1] + 1)]
-    found = np.array([np.linalg.solve([[a, b], [d, e]], [x - c, y - f]) for x, y in corners])
-    low, high = np.floor(found.min(axis=0)) - 3, np.ceil(found.max(axis=0)) + 3
-    box = (
-        max(0, int(low[0])),
-        max(0, int(low[1])),
-        min(size[0], int(high[0])),
-        min(size[1], int(high[1])),
-    )
-    return box if box[0] < box[2] and box[1] < box[3] else None
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a tile: its pixel edge ``t`` lies on the source's ``step * t + offset``."""
 
+    step: float
+    offset: float
 
-def _outline(mask: BoolArray, coefficients: _Coefficients, box: _Box, line: int) -> Image.Image:
-    """Opacity of the mask's inner edge in a box of the tile, mode L."""
-    size = (box[2] - box[0], box[3] - box[1])
-    fine = (size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING)
-    a, b, c, d, e, f = coefficients
-    step = 1 / _OVERSAMPLING
-    shifted = (
-        a * step,
-        b * step,
-        c + a * box[0] + b * box[1],
-        d * step,
-        e * step,
-        f + d * box[0] + e * box[1],
-    )
-    source = Image.fromarray(mask.astype(np.uint8) * 255)
-    inside = (
-        np.asarray(
-            source.transform(
-                fine, Image.Transform.AFFINE, shifted, resample=Image.Resampling.BILINEAR
-            )
+    def place(self, index: float) -> float:
+        """Where on the tile the middle of a source pixel lies."""
+        return (index + 0.5 - self.offset) / self.step
+
+    def forward(self, length: int) -> Axis:
+        """The axis on a source of this length that is turned round if the axis runs backwards."""
+        return self if self.step > 0 else Axis(-self.step, length - self.offset)
+
+    def part(self, start: int, stop: int, length: int) -> _Part | None:
+        """The part of a source of this length that these pixels show; the axis runs forward.
+
+        Pixels whose middle is not on the source are left out; None where all are.
+        """
+        start = max(start, math.ceil(-self.offset / self.step - 0.5))
+        stop = min(stop, math.ceil((length - self.offset) / self.step - 0.5))
+        if start >= stop:
+            return None
+        low, high = (self.step * t + self.offset for t in (start, stop))
+        spare = 3 + 2 * math.ceil(self.step)  # what interpolation looks at beyond the ends
+        first = math.floor(low) - spare
+        return _Part(
+            start, stop, np.arange(first, math.ceil(high) + spare), low - first, high - first
         )
-        >= 128
+
+    def covered(self, some: NDArray[np.bool_], size: int) -> tuple[int, int] | None:
+        """First and last pixel of a tile of this size, with a margin, that show any of a mask.
+
+        ``some`` says of each source pixel along this axis whether the mask is there; the axis
+        runs forward.
+        """
+        first, last = int(some.argmax()), some.size - int(some[::-1].argmax())
+        if not some[first]:
+            return None
+        start = math.floor((first - self.offset) / self.step) - _BLEED
+        stop = math.ceil((last - self.offset) / self.step) + _BLEED
+        if stop <= 0 or start >= size:
+            return None
+        return max(start, -_BLEED), min(stop, size + _BLEED)
+
+
+#: across and down, both forward
+_Axes = tuple[Axis, Axis]
+
+
+def _grey(image: FloatArray, axes: _Axes, size: tuple[int, int], window: Window) -> Image.Image:
+    """A slice on a tile, mode L; black beyond its border."""
+    u = axes[0].part(0, size[0], image.shape[1])
+    v = axes[1].part(0, size[1], image.shape[0])
+    if u is None or v is None:
+        return Image.new("L", size)
+    grey = Image.fromarray(window.apply(_taken(image, v, u)))
+    shown = _resized(grey, v, u, Image.Resampling.BICUBIC)
+    if shown.size == size:
+        return shown
+    tile = Image.new("L", size)
+    tile.paste(shown, (u.start, v.start))
+    return tile
+
+
+def _taken(source: NDArray[_Pixel], v: _Part, u: _Part) -> NDArray[_Pixel]:
+    """The pixels of two parts, ``(V, U)``; beyond the border those at the border."""
+    return source.take(v.indices, axis=0, mode="clip").take(u.indices, axis=1, mode="clip")
+
+
+def _resized(taken: Image.Image, v: _Part, u: _Part, resampling: Image.Resampling) -> Image.Image:
+    """The pixels of two parts at the size of the tile."""
+    size = (u.stop - u.start, v.stop - v.start)
+    return taken.resize(size, resampling, (u.low, v.low, u.high, v.high))
+
+
+def _outline(
+    mask: BoolArray, axes: _Axes, size: tuple[int, int], line: int
+) -> tuple[tuple[int, int], Image.Image] | None:
+    """Where on the tile a mask's inner edge lies, and its opacity there, mode L."""
+    columns = axes[0].covered(np.asarray(mask.any(axis=0)), size[0])
+    rows = axes[1].covered(np.asarray(mask.any(axis=1)), size[1])
+    if columns is None or rows is None:
+        return None
+    inside = _fine(mask, axes, columns, rows)
+    edge = inside ^ _core(inside, line)
+    left, right = max(columns[0], 0), min(columns[1], size[0])
+    upper, lower = max(rows[0], 0), min(rows[1], size[1])
+    seen = edge[
+        (upper - rows[0]) * _OVERSAMPLING : (lower - rows[0]) * _OVERSAMPLING,
+        (left - columns[0]) * _OVERSAMPLING : (right - columns[0]) * _OVERSAMPLING,
+    ]
+    opacity = Image.fromarray(seen.view(np.uint8) * np.uint8(255))
+    return (left, upper), opacity.reduce(_OVERSAMPLING)
+
+
+def _fine(
+    mask: BoolArray, axes: _Axes, columns: tuple[int, int], rows: tuple[int, int]
+) -> BoolArray:
+    """A mask on the finer raster of these columns and rows of the tile."""
+    u, v = (
+        Axis(axis.step / _OVERSAMPLING, axis.offset + axis.step * start).part(
+            0, _OVERSAMPLING * (stop - start), length
+        )
+        for axis, (start, stop), length in zip(axes, (columns, rows), mask.shape[::-1], strict=True)
     )
-    core = inside
-    for _ in range(line):
-        core = _eroded(core)
-    edge = Image.fromarray((inside & ~core).astype(np.uint8) * 255)
-    return edge.resize(size, Image.Resampling.BOX)
+    inside = np.zeros(
+        tuple(_OVERSAMPLING * (stop - start) for start, stop in (rows, columns)), dtype=bool
+    )
+    if u is not None and v is not None:
+        coarse = Image.fromarray(_taken(mask, v, u).view(np.uint8) * np.uint8(255))
+        fine = np.asarray(_resized(coarse, v, u, Image.Resampling.BILINEAR))
+        np.greater_equal(fine, 128, out=inside[v.start : v.stop, u.start : u.stop])
+    return inside
 
 
-def _eroded(mask: BoolArray) -> BoolArray:
-    """The pixels all four neighbours of which are set; outside the tile counts as set."""
-    result = mask.copy()
-    result[1:] &= mask[:-1]
-    result[:-1] &= mask[1:]
-    result[:, 1:] &= mask[:, :-1]
-    result[:, :-1] &= mask[:, 1:]
-    return result
+def _core(mask: BoolArray, steps: int) -> BoolArray:
+    """What is left of a mask without a rim of so many steps to one of four neighbours.
+
+    Beyond the first and the last row counts as set. Rows are taken to go on in the next one,
+    so that the neighbours are one run of memory: wrong within ``steps`` of the first and last
+    column, which are outside the tile or outside the mask.
+    """
+    width, core = mask.shape[1], mask.ravel()
+    for _ in range(steps):
+        before, core = core, core.copy()
+        for step in (1, width):
+            core[step:] &= before[:-step]
+            core[:-step] &= before[step:]
+    return core.reshape(mask.shape)

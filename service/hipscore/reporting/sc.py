@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PIL import Image
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from hipscore.domain import RESEARCH_USE, Findings, Masks, ModelCard, Volume
@@ -56,56 +56,68 @@ def build_sc(  # noqa: PLR0917 - those of build_sr
         header=tidy[0],
     )
     used = [tidy[0 if len(tidy) == 1 else z] for z in captures.scored_slices(findings)]
-    made = [_capture(captures.summary(scene), 0, used or tidy, tidy[0], context)]
-    view = ["L", "F"]
+    common = _common(tidy[0], context)
+    made = [_capture(common, captures.summary(scene), 0, used or tidy, context)]
     for number, (z, page) in enumerate(captures.slices(scene), start=1):
         header = tidy[0 if len(tidy) == 1 else z]
-        capture = _capture(page, number, [header], tidy[0], context)
+        capture = _capture(common, page, number, [header], context)
         if volume is not None and volume.sources[z].frame_number is not None:
             capture.SourceImageSequence[0].ReferencedFrameNumber = volume.sources[z].frame_number
-        capture.PatientOrientation = view
         made.append(capture)
     return tuple(made)
 
 
+def _common(header: Dataset, context: ReportContext) -> Dataset:
+    """What all images of the series have in common; made once, as there are many of them.
+
+    Nothing of it may be set again in one of them: the elements are the same objects.
+    """
+    common = Dataset()
+    common.SOPClassUID = SecondaryCaptureImageStorage
+    common.SOPInstanceUID = uids.derive(context.job_key, "sc", "0")
+    common.SeriesInstanceUID = uids.derive(context.job_key, "sc", "series")
+    common.Modality = "OT"
+    common.ConversionType = "WSD"  # PS3.3 C.8.6.1
+    common.ImageType = ["DERIVED", "SECONDARY"]
+    common.BurnedInAnnotation = "YES"
+    common.ImageComments = RESEARCH_USE
+    common.SamplesPerPixel = 3
+    common.PhotometricInterpretation = "RGB"
+    common.PlanarConfiguration = 0
+    common.BitsAllocated = common.BitsStored = 8
+    common.HighBit = 7
+    common.PixelRepresentation = 0
+    source.finish(common, header, context, "sc")
+    source.copy_elements(header, common, ("RequestAttributesSequence",))
+    common.BodyPartExamined = "PELVIS"  # unpaired: HIP would ask for the one side there is not
+    common.LossyImageCompression = "00"
+    source.copy_elements(header, common, LOSSY)
+    del common.SOPInstanceUID, common.file_meta.MediaStorageSOPInstanceUID
+    return common
+
+
 def _capture(
+    common: Dataset,
     page: Image.Image,
     number: int,
     shown: Sequence[Dataset],
-    header: Dataset,
     context: ReportContext,
 ) -> Dataset:
     """One image. ``shown`` are the headers of what is on it."""
     capture = Dataset()
-    capture.SOPClassUID = SecondaryCaptureImageStorage
+    capture.update(common)
     capture.SOPInstanceUID = uids.derive(context.job_key, "sc", str(number))
-    capture.SeriesInstanceUID = uids.derive(context.job_key, "sc", "series")
-    capture.Modality = "OT"
-    capture.ConversionType = "WSD"  # PS3.3 C.8.6.1
+    capture.file_meta = FileMetaDataset()
+    capture.file_meta.update(common.file_meta)
+    capture.file_meta.MediaStorageSOPInstanceUID = capture.SOPInstanceUID
     capture.InstanceNumber = number + 1
-    capture.PatientOrientation = ""
-    capture.ImageType = ["DERIVED", "SECONDARY"]
-    capture.BurnedInAnnotation = "YES"
+    capture.PatientOrientation = ["L", "F"] if number else ""
     what = "Scored slice with outlines" if number else "Summary of the score"
     capture.DerivationDescription = f"{what} by hipscore. {RESEARCH_USE}"
-    capture.ImageComments = RESEARCH_USE
-    capture.SamplesPerPixel = 3
-    capture.PhotometricInterpretation = "RGB"
-    capture.PlanarConfiguration = 0
-    page = _framed(page)
-    capture.Rows, capture.Columns = page.height, page.width
-    capture.BitsAllocated = capture.BitsStored = 8
-    capture.HighBit = 7
-    capture.PixelRepresentation = 0
-    data = page.tobytes()
-    capture.PixelData = data + b"\x00" * (len(data) % 2)
-    source.finish(capture, header, context, "sc")
-    source.copy_elements(header, capture, ("RequestAttributesSequence",))
-    capture.BodyPartExamined = "PELVIS"  # unpaired: HIP would ask for the one side there is not
+    capture.Rows, capture.Columns = page.height + 2 * BAND, page.width
+    capture.PixelData = _framed(page)
     capture.SourceImageSequence = [_source(each) for each in shown]
     capture.ReferencedSeriesSequence = source.referenced_series(shown)
-    capture.LossyImageCompression = "00"
-    source.copy_elements(header, capture, LOSSY)
     return capture
 
 
@@ -115,8 +127,8 @@ def _source(header: Dataset) -> Dataset:
     return item
 
 
-def _framed(page: Image.Image) -> Image.Image:
-    """Leave bands above and below: viewers write into the corners of a picture."""
-    framed = Image.new("RGB", (page.width, page.height + 2 * BAND), picture.BACKGROUND)
-    framed.paste(page, (0, BAND))
-    return framed
+def _framed(page: Image.Image) -> bytes:
+    """Pixel data with bands above and below: viewers write into the corners of a picture."""
+    band = bytes(picture.BACKGROUND) * (page.width * BAND)
+    data = (band, page.tobytes(), band)
+    return b"".join((*data, b"\x00" * (sum(map(len, data)) % 2)))
