@@ -27,6 +27,7 @@ from hipscore.domain import (
 from hipscore.reporting import (
     ReportContext,
     SopReference,
+    document,
     header,
     oru,
     overlay,
@@ -172,27 +173,27 @@ def report(
     artifacts: list[Artifact] = []
     objects: list[Dataset] = []
     with stage("seg"):
+        with header.silently():
+            tidy = header.headers(analysis.images, context)
         segmentation = None
         if analysis.volume is not None and analysis.findings.hips:
             # built in any case: the SR refers to it
             segmentation = seg.build_seg(
-                analysis.images, analysis.volume, analysis.masks, card, context
+                analysis.images, analysis.volume, analysis.masks, card, context, tidy=tidy
             )
         if segmentation is not None and ArtifactKind.SEG in kinds:
             artifacts.append(_dicom(ArtifactKind.SEG, segmentation))
             objects.append(segmentation)
     with stage("sr"):
-        for kind in (ArtifactKind.SR, ArtifactKind.SR_FALLBACK):
-            if kind in kinds:
-                document = sr.build_sr(
-                    *_found(analysis),
-                    card,
-                    context,
-                    seg=segmentation,
-                    comprehensive3d=kind is ArtifactKind.SR,
-                )
-                artifacts.append(_dicom(kind, document))
-                objects.append(document)
+        if kinds & {ArtifactKind.SR, ArtifactKind.SR_FALLBACK}:
+            found = sr.build_sr(*_found(analysis), card, context, seg=segmentation, tidy=tidy)
+            if ArtifactKind.SR in kinds:
+                artifacts.append(_dicom(ArtifactKind.SR, found))
+                objects.append(found)
+            if ArtifactKind.SR_FALLBACK in kinds:
+                other = document.comprehensive(found, context)
+                artifacts.append(_dicom(ArtifactKind.SR_FALLBACK, other))
+                objects.append(other)
     if ArtifactKind.OVERLAY in kinds:
         with stage("overlay"):
             artifacts.append(_overlay(analysis, card, context))

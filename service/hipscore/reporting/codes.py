@@ -1,7 +1,8 @@
 """Codes of the reports: standard ones (PS3.16), and the private scheme 99HIPSCORE.
 
-Codes are kept as immutable ``Code`` tuples. highdicom inserts a ``CodedConcept`` by
-reference but makes a fresh one of every ``Code``, so only tuples are handed to it.
+Codes are kept as immutable ``Code`` tuples. highdicom makes a fresh ``CodedConcept`` of
+every ``Code``, which is most of the work of a report, and inserts a ``CodedConcept`` by
+reference. Where nothing is written into the item afterwards it gets one that all share.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 from highdicom.sr import CodedConcept
@@ -184,6 +186,12 @@ def remark_code(remark: Remark) -> Code:
 def concept(code: Code) -> CodedConcept:
     """A fresh code sequence item."""
     return CodedConcept.from_code(code)
+
+
+@cache
+def shared(code: Code) -> CodedConcept:
+    """The code sequence item of a code, one for all reports: to be read, never changed."""
+    return concept(code)
 
 
 # --- structures -----------------------------------------------------------------------

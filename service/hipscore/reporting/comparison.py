@@ -52,19 +52,22 @@ def of_hip(change: Change | None, side: Side) -> list[Value]:
     ]
 
 
+def evaluation(name: Code, value: Code) -> QualitativeEvaluation:
+    """One answer to one question (TID 1501 row 10)."""
+    return QualitativeEvaluation(codes.shared(name), codes.shared(value))
+
+
 def evaluations(assessment: Assessment, context: ReportContext) -> list[QualitativeEvaluation]:
     """Whether the two compare, why not, and the priority where the site has limits for it."""
     found = []
     change = assessment.change
     if change is not None:
-        found.append(
-            QualitativeEvaluation(codes.COMPARABLE, codes.YES if change.comparable else codes.NO)
-        )
+        found.append(evaluation(codes.COMPARABLE, codes.YES if change.comparable else codes.NO))
         remarks = dict.fromkeys(codes.remark_code(remark) for remark in change.remarks)
-        found += [QualitativeEvaluation(codes.CHANGE_REMARK, remark) for remark in remarks]
+        found += [evaluation(codes.CHANGE_REMARK, remark) for remark in remarks]
     if context.priority_score is not None or context.priority_rise is not None:
         flag = codes.FLAGGED if assessment.priority.flag else codes.NOT_FLAGGED
-        found.append(QualitativeEvaluation(codes.PRIORITY, flag))
+        found.append(evaluation(codes.PRIORITY, flag))
     return found
 
 
@@ -84,17 +87,17 @@ def references(change: Change | None) -> Iterator[ContentItem]:
     earlier = change.earlier
     if earlier.study_date:
         day = date.fromisoformat(earlier.study_date)
-        yield DateContentItem(codes.STUDY_DATE, day, relationship_type=_CONTAINS)
+        yield DateContentItem(codes.shared(codes.STUDY_DATE), day, relationship_type=_CONTAINS)
     if _addressed(earlier):
         yield CompositeContentItem(
-            codes.PRIOR_REPORT,
+            codes.shared(codes.PRIOR_REPORT),
             referenced_sop_class_uid=earlier.sr_class_uid,
             referenced_sop_instance_uid=earlier.sr_instance_uid,
             relationship_type=_CONTAINS,
         )
     else:  # evidence needs the series too (PS3.3 C.17.2.3): without it, a name must do
         yield TextContentItem(
-            codes.PRIOR_REPORT, earlier.sr_instance_uid, relationship_type=_CONTAINS
+            codes.shared(codes.PRIOR_REPORT), earlier.sr_instance_uid, relationship_type=_CONTAINS
         )
 
 

@@ -126,8 +126,7 @@ def headers(images: Sequence[Dataset], context: ReportContext) -> tuple[Dataset,
     series = _first_uid(images, "SeriesInstanceUID") or uids.derive(context.job_key, "source")
     found = []
     for index, image in enumerate(images):
-        header = Dataset()
-        header.update(shared)
+        header = Dataset(dict(shared.items()))
         header.StudyInstanceUID = repair.uid(image, "StudyInstanceUID") or study
         header.SeriesInstanceUID = repair.uid(image, "SeriesInstanceUID") or series
         header.SOPClassUID = _sop(image, "SOPClassUID") or MRImageStorage

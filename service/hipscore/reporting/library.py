@@ -9,7 +9,6 @@ from highdicom.sr import (
     CodeContentItem,
     ContainerContentItem,
     ContentItem,
-    ContentSequence,
     ImageContentItem,
     NumContentItem,
     RelationshipTypeValues,
@@ -22,6 +21,8 @@ from hipscore.reporting import codes
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
 _CONTEXT = RelationshipTypeValues.HAS_ACQ_CONTEXT
+
+_MAGNETIC_RESONANCE = Code("MR", "DCM", "Magnetic Resonance")
 
 #: concept, value, unit; a UID has no unit
 _Descriptor: TypeAlias = tuple[Code, float | str, Code | None]
@@ -37,42 +38,40 @@ def image_library(headers: Sequence[Dataset]) -> ContainerContentItem:
     groups: dict[tuple[_Descriptor, ...], list[Dataset]] = {}
     for header in headers:
         groups.setdefault(tuple(_shared(header)), []).append(header)
-    library = _container(codes.IMAGE_LIBRARY)
+    found: list[ContentItem] = []
     for descriptors, members in groups.items():
-        group = _container(codes.IMAGE_LIBRARY_GROUP)
+        content: list[ContentItem] = []
         if any("Modality" in header for header in members):
-            modality = Code("MR", "DCM", "Magnetic Resonance")
-            group.ContentSequence.append(
-                CodeContentItem(codes.MODALITY, modality, relationship_type=_CONTEXT)
+            content.append(
+                CodeContentItem(
+                    codes.shared(codes.MODALITY),
+                    codes.shared(_MAGNETIC_RESONANCE),
+                    relationship_type=_CONTEXT,
+                )
             )
-        group.ContentSequence.extend(_items(descriptors))
-        group.ContentSequence.extend(_entry(header) for header in members)
-        library.ContentSequence.append(group)
-    return library
+        content += _items(descriptors)
+        content += [_entry(header) for header in members]
+        found.append(_container(codes.IMAGE_LIBRARY_GROUP, content))
+    return _container(codes.IMAGE_LIBRARY, found)
 
 
-def _container(name: Code) -> ContainerContentItem:
-    item = ContainerContentItem(name, relationship_type=_CONTAINS)
-    item.ContentSequence = ContentSequence()
+def _container(name: Code, content: Sequence[ContentItem]) -> ContainerContentItem:
+    item = ContainerContentItem(codes.shared(name), relationship_type=_CONTAINS)
+    item.ContentSequence = content  # type: ignore[assignment]  # becomes a ContentSequence
     return item
 
 
 def _entry(header: Dataset) -> ImageContentItem:
     item = ImageContentItem(
-        codes.SOURCE,
+        codes.shared(codes.SOURCE),
         referenced_sop_class_uid=str(header.SOPClassUID),
         referenced_sop_instance_uid=str(header.SOPInstanceUID),
         relationship_type=_CONTAINS,
     )
     position = _numbers(header, "ImagePositionPatient")
     if position:
-        item.ContentSequence = ContentSequence(
-            _items(
-                [
-                    (code, value, codes.MM)
-                    for code, value in zip(codes.POSITION, position, strict=True)
-                ]
-            )
+        item.ContentSequence = _items(  # type: ignore[assignment]  # as above
+            [(code, value, codes.MM) for code, value in zip(codes.POSITION, position, strict=True)]
         )
     return item
 
@@ -100,9 +99,11 @@ def _shared(header: Dataset) -> Iterable[_Descriptor]:
 
 def _items(descriptors: Iterable[_Descriptor]) -> list[ContentItem]:
     return [
-        UIDRefContentItem(code, str(value), relationship_type=_CONTEXT)
+        UIDRefContentItem(codes.shared(code), str(value), relationship_type=_CONTEXT)
         if unit is None
-        else NumContentItem(code, float(value), unit, relationship_type=_CONTEXT)
+        else NumContentItem(
+            codes.shared(code), float(value), codes.shared(unit), relationship_type=_CONTEXT
+        )
         for code, value, unit in descriptors
     ]
 

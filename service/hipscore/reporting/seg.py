@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from hipscore.attributes import text
 from hipscore.domain import RESEARCH_USE, BoolArray, Channel, Masks, ModelCard, Side, Volume
-from hipscore.reporting import ReportContext, codes, source, uids
+from hipscore.reporting import ReportContext, codes, source, stubs, uids
 from hipscore.reporting.header import SERIES, headers, silently
 
 ALGORITHM = "hipscore"
@@ -75,6 +75,8 @@ def build_seg(
     masks: Sequence[Masks],
     card: ModelCard,
     context: ReportContext,
+    *,
+    tidy: Sequence[Dataset] | None = None,
 ) -> Dataset | None:
     """Build the SEG of one series.
 
@@ -90,6 +92,8 @@ def build_seg(
         The model that made them.
     context
         Identity and time of the analysis.
+    tidy
+        The headers of the images, where they are already known.
 
     Returns
     -------
@@ -105,13 +109,13 @@ def build_seg(
     if not found:
         return None
     _check(images, volume, masks)
-    tidy = headers(images, context)
+    tidy = headers(images, context) if tidy is None else tidy
     # (Z, Y, X, S) for highdicom, but S slowest in memory: it walks segment by segment
     pixels: NDArray[np.uint8] = np.moveaxis(
         np.stack([item.voxels for item in found]).view(np.uint8), 0, -1
     )
     seg = Segmentation(
-        source_images=source.stubs(tidy, volume),
+        source_images=stubs.of_images(tidy, volume),
         pixel_array=pixels,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[_description(item, card) for item in found],

@@ -1,37 +1,35 @@
 """What reports take over from the tidy headers of the source images, and nothing else.
 
-highdicom works on stubs: small headers that hold what it reads, with values it accepts
-and without names, which it would print. Identity (patient, study, request) is then copied
-from the first tidy header.
+highdicom works on the stubs of :mod:`hipscore.reporting.stubs`. Identity (patient, study,
+request) is then copied from the first tidy header.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from types import MappingProxyType
 
 import pydicom
+from pydicom import charset
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
+from pydicom.tag import ItemTag
 from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import AMBIGUOUS_VR
 
-from hipscore.domain import Volume
-from hipscore.reporting import ReportContext, SopReference, codes, uids
-from hipscore.reporting.header import EQUIPMENT, IDENTITY, LOSSY, TYPE_2, decimals
+from hipscore.reporting import ReportContext, codes, uids
+from hipscore.reporting.header import IDENTITY, TYPE_2
 
 MANUFACTURER = "hipscore"
 MODEL = "hipscore"
 
-_UIDS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-)
 _OFFSET = re.compile(r"([+-])(\d\d)([0-5]\d)")
 #: PS3.3 C.12.1.1.8
 _OFFSETS = (timedelta(hours=-12), timedelta(hours=14))
@@ -44,88 +42,6 @@ _REQUEST = [
     "RequestedProcedureID",
     "RequestedProcedureDescription",
 ]
-
-
-def stubs(headers: Sequence[Dataset], volume: Volume | None = None) -> list[Dataset]:
-    """Stand-ins for the source images, for highdicom.
-
-    Parameters
-    ----------
-    headers
-        Tidy headers of single-frame images in slice order, or of one multi-frame image.
-    volume
-        With it the stubs are of one series and carry a geometry that highdicom accepts:
-        one orientation, one pixel measure, the slice spacing of the grid; a multi-frame
-        stub has one frame per slice of the volume, in that order. Without it only what
-        identifies them.
-
-    Returns
-    -------
-    list of Dataset
-        As long as ``headers``.
-    """
-    if volume is None:
-        return [_identified(header) for header in headers]
-    if len(headers) == 1 and volume.sources[0].frame_number is not None:
-        return [_multi_frame(headers[0], volume)]
-    return _single_frames(headers, volume)
-
-
-def _identified(header: Dataset) -> Dataset:
-    stub = Dataset()
-    for keyword in TYPE_2:
-        setattr(stub, keyword, "")
-    stub.Modality = "MR"
-    copy_elements(header, stub, (*_UIDS, *EQUIPMENT, *LOSSY))
-    stub.Rows, stub.Columns = header.get("Rows", 0), header.get("Columns", 0)
-    return stub
-
-
-def _single_frames(headers: Sequence[Dataset], volume: Volume) -> list[Dataset]:
-    first, result = headers[0], []
-    for header in headers:
-        stub = _identified(header)
-        copy_elements(first, stub, ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"))
-        stub.Rows, stub.Columns = volume.grid.shape[1:]
-        stub.ImageOrientationPatient = list(first.ImageOrientationPatient)
-        stub.ImagePositionPatient = list(header.ImagePositionPatient)
-        stub.update(_measures(first, volume))
-        stub.PixelSpacing = list(first.PixelSpacing)
-        result.append(stub)
-    return result
-
-
-def _multi_frame(header: Dataset, volume: Volume) -> Dataset:
-    stub = _identified(header)
-    stub.NumberOfFrames = len(volume.sources)
-    stub.Rows, stub.Columns = volume.grid.shape[1:]
-    step_row, step_column = volume.grid.affine[:3, 2], volume.grid.affine[:3, 1]
-    _, dy, dx = volume.grid.spacing_mm
-    orientation = Dataset()
-    orientation.ImageOrientationPatient = decimals((*(step_row / dx), *(step_column / dy)))
-    shared = Dataset()
-    shared.PlaneOrientationSequence = [orientation]
-    shared.PixelMeasuresSequence = [_measures(header, volume)]
-    stub.SharedFunctionalGroupsSequence = [shared]
-    frames = []
-    for index in range(len(volume.sources)):
-        position = Dataset()
-        position.ImagePositionPatient = decimals(volume.grid.to_mm((index, 0, 0)))
-        frame = Dataset()
-        frame.PlanePositionSequence = [position]
-        frames.append(frame)
-    stub.PerFrameFunctionalGroupsSequence = frames
-    return stub
-
-
-def _measures(header: Dataset, volume: Volume) -> Dataset:
-    dz, dy, dx = volume.grid.spacing_mm
-    measures = Dataset()
-    measures.PixelSpacing = decimals((dy, dx))
-    thickness = header.get("SliceThickness", 0.0)
-    measures.SliceThickness = thickness if thickness > 0 else decimals((dz,))[0]
-    measures.SpacingBetweenSlices = decimals((dz,))[0]
-    return measures
 
 
 def copy_elements(source: Dataset, target: Dataset, keywords: Iterable[str]) -> None:
@@ -180,26 +96,6 @@ def referenced_request(header: Dataset) -> list[Dataset]:
     return items
 
 
-def evidence(segmentation: Dataset, like: Dataset) -> Dataset:
-    """Stand-in of our SEG, for highdicom: a stub with its own identity."""
-    item = copy.deepcopy(like)
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
-        setattr(item, keyword, str(segmentation[keyword].value))
-    return item
-
-
-def predecessors(reference: SopReference | None) -> list[Dataset] | None:
-    """What highdicom makes Predecessor Documents Sequence of."""
-    if reference is None:
-        return None
-    item = Dataset()
-    item.SOPClassUID = reference.sop_class_uid
-    item.SOPInstanceUID = reference.sop_instance_uid
-    item.SeriesInstanceUID = reference.series_instance_uid
-    item.StudyInstanceUID = reference.study_instance_uid
-    return [item]
-
-
 #: Series Number, and what the series holds
 _SERIES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
@@ -234,7 +130,7 @@ def finish(report: Dataset, header: Dataset, context: ReportContext, kind: str) 
     report.DeviceSerialNumber = context.device_serial
     if context.institution_name:
         report.InstitutionName = codes.plain(context.institution_name)
-    report.file_meta = _file_meta(report, context)
+    report.file_meta = file_meta(report, context)
 
 
 def _described(noun: str, header: Dataset, context: ReportContext, created: datetime) -> str:
@@ -277,7 +173,8 @@ def _tm(moment: datetime) -> str:
     return moment.strftime("%H%M%S.%f")
 
 
-def _file_meta(report: Dataset, context: ReportContext) -> FileMetaDataset:
+def file_meta(report: Dataset, context: ReportContext) -> FileMetaDataset:
+    """File meta information (PS3.10 7.1) of a report that has its identity."""
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = report.SOPClassUID
@@ -288,8 +185,113 @@ def _file_meta(report: Dataset, context: ReportContext) -> FileMetaDataset:
     return meta
 
 
+# --- encoding (PS3.5 7, Explicit VR Little Endian) --------------------------------------
 def to_bytes(report: Dataset) -> bytes:
     """The object as a Part 10 file (PS3.10 7.1), Explicit VR Little Endian."""
     buffer = BytesIO()
-    pydicom.dcmwrite(buffer, report, enforce_file_format=True)
+    pydicom.dcmwrite(buffer, _prepared(report), enforce_file_format=True)
     return buffer.getvalue()
+
+
+def freeze(report: Dataset, keyword: str) -> None:
+    """Encode a sequence of a finished report, in place, as if it had been read from a file.
+
+    Whatever shares the element is then written without encoding it again. It is decoded
+    where somebody looks at it.
+    """
+    element = report[keyword]
+    if _is_plain(element, set()):
+        encodings = charset.convert_encodings(report.get("SpecificCharacterSet"))
+        report[keyword] = _encoded(element, encodings, {})
+        _mark(report, _repertoire(report))
+
+
+def _prepared(report: Dataset) -> Dataset:
+    """The object with its sequences encoded, for pydicom to write.
+
+    For each item pydicom looks through all that is in it for values whose VR depends on
+    others, and it encodes an item wherever it stands: a code in each measurement, a plane in
+    each segment. Where there is no such value, every item is encoded once.
+    """
+    elements = list(report.values())
+    encoding = (*report.original_encoding, report.original_character_set)
+    if any(it.is_raw for it in elements) and encoding != (False, True, _repertoire(report)):
+        return report
+    seen: set[int] = set()
+    sequences = [it for it in elements if isinstance(it, DataElement) and it.VR == "SQ"]
+    if not all(_is_plain(sequence, seen) for sequence in sequences):
+        return report
+    encodings = charset.convert_encodings(report.get("SpecificCharacterSet"))
+    known: dict[int, bytes] = {}
+    prepared = Dataset()
+    for element in elements:
+        prepared[element.tag] = correct_ambiguous_vr_element(element, report, is_little_endian=True)
+    for sequence in sequences:
+        prepared[sequence.tag] = _encoded(sequence, encodings, known)
+    _mark(prepared, _repertoire(report))
+    prepared.file_meta = report.file_meta
+    return prepared
+
+
+def _repertoire(report: Dataset) -> str | list[str]:
+    """What pydicom compares to tell whether texts are still encoded as they were."""
+    terms = report.get("SpecificCharacterSet")
+    return charset.convert_encodings(terms) if terms else charset.default_encoding
+
+
+def _mark(dataset: Dataset, repertoire: str | list[str]) -> None:
+    """Say, in place, that elements which are encoded are so as they are to be written."""
+    dataset.set_original_encoding(
+        is_implicit_vr=False, is_little_endian=True, character_encoding=repertoire
+    )
+
+
+def _is_plain(sequence: DataElement, seen: set[int]) -> bool:
+    """Whether items hold nothing but values that can be written one by one."""
+    if sequence.is_undefined_length:
+        return False
+    for item in sequence.value:
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if item.is_undefined_length_sequence_item or "SpecificCharacterSet" in item:
+            return False
+        for element in item.values():
+            if element.is_raw or element.VR in AMBIGUOUS_VR:
+                return False
+            if element.VR == "SQ" and not _is_plain(element, seen):
+                return False
+    return True
+
+
+_ITEM = struct.Struct("<HHL")
+
+
+def _encoded(
+    sequence: DataElement, encodings: list[str], known: dict[int, bytes]
+) -> RawDataElement:
+    """A sequence as bytes; ``known`` are the items that were encoded, by identity."""
+    value = b"".join(_item(item, encodings, known) for item in sequence.value)
+    return RawDataElement(
+        tag=sequence.tag,
+        VR="SQ",
+        length=len(value),
+        value=value,
+        value_tell=0,
+        is_implicit_VR=False,
+        is_little_endian=True,
+    )
+
+
+def _item(item: Dataset, encodings: list[str], known: dict[int, bytes]) -> bytes:
+    """An item with its tag and length (PS3.5 table 7.5-1)."""
+    if id(item) not in known:
+        buffer = DicomBytesIO()
+        buffer.is_implicit_VR, buffer.is_little_endian = False, True
+        for tag in sorted(item.keys()):
+            element = item[tag]
+            ready = _encoded(element, encodings, known) if element.VR == "SQ" else element
+            write_data_element(buffer, ready, encodings)
+        value = buffer.getvalue()
+        known[id(item)] = _ITEM.pack(ItemTag.group, ItemTag.element, len(value)) + value
+    return known[id(item)]

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
+import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
-    Comprehensive3DSR,
-    ComprehensiveSR,
     FindingSite,
     LanguageOfContentItemAndDescendants,
     Measurement,
@@ -27,7 +25,6 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import MRImageStorage
 
 from hipscore.change import Assessment, Change, model_name
 from hipscore.domain import (
@@ -46,10 +43,13 @@ from hipscore.reporting import (
     assessed,
     codes,
     comparison,
+    document,
     library,
     source,
+    stubs,
     uids,
 )
+from hipscore.reporting.comparison import evaluation
 from hipscore.reporting.header import headers, silently
 from hipscore.reporting.observer import device
 from hipscore.reporting.seg import ALGORITHM, Segment, segments
@@ -76,6 +76,7 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
     *,
     seg: Dataset | None,
     comprehensive3d: bool = True,
+    tidy: Sequence[Dataset] | None = None,
 ) -> Dataset:
     """Build the report of one series, scored or not.
 
@@ -100,8 +101,9 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
     seg
         What ``build_seg`` made of the same arguments.
     comprehensive3d
-        False for a Comprehensive SR (PS3.3 A.35.3), for peers without A.35.13. It has
-        the same content and another SOP Instance UID.
+        False for what :func:`hipscore.reporting.document.comprehensive` makes of it.
+    tidy
+        The headers of the images, where they are already known.
 
     Raises
     ------
@@ -115,60 +117,27 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
             f"the masks {len(found)}; build both from the same masks"
         )
         raise ValueError(msg)
-    tidy = headers(images, context)
+    tidy = headers(images, context) if tidy is None else tidy
     assessment = assessed(findings, card, context)
+    algorithm = _algorithm(card)
     groups: list[_Group] = [
-        _patient_group(findings, card, context, assessment, clean=seg is None),
+        _patient_group(findings, algorithm, context, assessment, clean=seg is None),
         *(
-            _hip_group(hip, tidy, masks, card, context, change=assessment.change)
+            _hip_group(hip, tidy, masks, algorithm, context, change=assessment.change)
             for hip in findings.hips
         ),
     ]
     if seg is not None and volume is not None:
         series_uid = str(tidy[0].SeriesInstanceUID)
-        groups.extend(_segment_group(item, volume, card, seg, series_uid) for item in found)
-    report = _report(tidy, groups, context)
-    stubs = source.stubs(tidy)
-    stubs[0].SOPClassUID = MRImageStorage  # highdicom fails where it does not know the class
-    evidence = [*stubs, *([source.evidence(seg, stubs[0])] if seg is not None else [])]
-    evidence += comparison.evidence(assessment.change)
-    build = Comprehensive3DSR if comprehensive3d else ComprehensiveSR
-    document: Dataset = build(
-        evidence=evidence,
-        content=report[0],
-        series_instance_uid=uids.derive(context.job_key, "sr", "series"),
-        series_number=1,
-        sop_instance_uid=uids.derive(
-            context.job_key, "sr", "instance" if comprehensive3d else "comprehensive"
-        ),
-        instance_number=1 if comprehensive3d else 2,
-        manufacturer=source.MANUFACTURER,
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        requested_procedures=source.referenced_request(tidy[0]) or None,
-        previous_versions=source.predecessors(context.predecessor),
-        coding_schemes=[
-            CodingSchemeIdentificationItem(
-                designator=codes.SCHEME,
-                name=codes.SCHEME_NAME,
-                version="1",
-                responsible_organization=codes.SCHEME_ORGANIZATION,
-            )
-        ],
-    )
-    _classify(document, tidy[0])
-    source.finish(document, tidy[0], context, "sr")
-    return document
-
-
-def _classify(document: Dataset, header: Dataset) -> None:
-    """Name the first image in the evidence by its own SOP class, in place."""
-    for study in document.CurrentRequestedProcedureEvidenceSequence:
-        for series in study.ReferencedSeriesSequence:
-            for item in series.ReferencedSOPSequence:
-                if item.ReferencedSOPInstanceUID == header.SOPInstanceUID:
-                    item.ReferencedSOPClassUID = header.SOPClassUID
+        groups.extend(_segment_group(item, volume, algorithm, seg, series_uid) for item in found)
+    evidence = [
+        *stubs.of_images(tidy[:1]),
+        *tidy[1:],
+        *([stubs.evidence(seg)] if seg is not None else []),
+        *comparison.evidence(assessment.change),
+    ]
+    made = document.build(_report(tidy, groups, context)[0], evidence, tidy[0], context)
+    return made if comprehensive3d else document.comprehensive(made, context)
 
 
 def _report(
@@ -191,7 +160,7 @@ def _report(
 
 def _patient_group(
     findings: Findings,
-    card: ModelCard,
+    algorithm: AlgorithmIdentification,
     context: ReportContext,
     assessment: Assessment,
     *,
@@ -213,9 +182,9 @@ def _patient_group(
     else:
         laterality = next((codes.LATERALITY[side] for side in sides), None)
     evaluations = [
-        QualitativeEvaluation(codes.INTENDED_USE, codes.RESEARCH),
+        evaluation(codes.INTENDED_USE, codes.RESEARCH),
         *_status(findings.reason),
-        *(QualitativeEvaluation(codes.QUALITY, codes.remark_code(it)) for it in findings.quality),
+        *(evaluation(codes.QUALITY, codes.remark_code(it)) for it in findings.quality),
         *comparison.evaluations(assessment, context),
     ]
     comments = [RESEARCH_USE]
@@ -229,9 +198,9 @@ def _patient_group(
         comments.append(_NO_SEGMENT)
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(context, "Patient"),
-        method=codes.METHOD,
-        algorithm_id=_algorithm(card),
-        finding_sites=[FindingSite(codes.HIP_JOINT, laterality)],
+        method=codes.shared(codes.METHOD),
+        algorithm_id=algorithm,
+        finding_sites=[_site(codes.HIP_JOINT, laterality)],
         measurements=measurements,
         qualitative_evaluations=evaluations,
     )
@@ -244,7 +213,7 @@ def _hip_group(
     hip: HipFindings,
     tidy: Sequence[Dataset],
     masks: Sequence[Masks],
-    card: ModelCard,
+    algorithm: AlgorithmIdentification,
     context: ReportContext,
     *,
     change: Change | None,
@@ -264,9 +233,9 @@ def _hip_group(
     evaluations = [*_status(hip.reason), *_presence(side, masks)]
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(context, f"{side.value.capitalize()} hip"),
-        method=codes.METHOD,
-        algorithm_id=_algorithm(card),
-        finding_sites=[FindingSite(codes.HIP_JOINT, codes.LATERALITY[side])],
+        method=codes.shared(codes.METHOD),
+        algorithm_id=algorithm,
+        finding_sites=[_site(codes.HIP_JOINT, codes.LATERALITY[side])],
         measurements=_measurements(values),
         qualitative_evaluations=evaluations,
         source_images=_slices(hip, tidy),
@@ -279,13 +248,13 @@ def _hip_group(
 def _segment_group(
     segment: Segment,
     volume: Volume,
-    card: ModelCard,
+    algorithm: AlgorithmIdentification,
     segmentation: Dataset,
     series_uid: str,
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     """TID 1411 for one segment: what it is, where it is and how large."""
     structure = codes.STRUCTURES[segment.channel]
-    millilitres = float(segment.voxels.sum()) * volume.grid.voxel_ml
+    millilitres = np.count_nonzero(segment.voxels) * volume.grid.voxel_ml
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(segment.tracking_uid, segment.tracking_id),
         # Not ReferencedSegment.from_segmentation: it fails where there is one segment only.
@@ -295,10 +264,10 @@ def _segment_group(
             segment_number=segment.number,
             source_series=SourceSeriesForSegmentation(series_uid),
         ),
-        finding_category=structure.category,
-        finding_type=structure.property_type,
-        algorithm_id=_algorithm(card),
-        finding_sites=[FindingSite(structure.region, codes.LATERALITY[segment.side])],
+        finding_category=codes.shared(structure.category),
+        finding_type=codes.shared(structure.property_type),
+        algorithm_id=algorithm,
+        finding_sites=[_site(structure.region, codes.LATERALITY[segment.side])],
         measurements=[
             _measurement(codes.VOLUME, millilitres, codes.ML, method=codes.SEGMENTED_VOXELS)
         ],
@@ -314,7 +283,12 @@ def _measurement(
 ) -> Measurement:
     # Six decimals: far beyond the precision of the method, and short decimal strings.
     number = value if isinstance(value, int) else round(float(value), 6)
-    measurement = Measurement(name=name, value=number, unit=unit, method=method)
+    measurement = Measurement(
+        name=codes.shared(name),
+        value=number,
+        unit=codes.shared(unit),
+        method=codes.shared(method) if method is not None else None,
+    )
     if isinstance(number, int):
         measurement[0].MeasuredValueSequence[0].NumericValue = str(number)  # 16, not 16.0
     return measurement
@@ -322,17 +296,17 @@ def _measurement(
 
 def _status(reason: Remark | None) -> list[QualitativeEvaluation]:
     if reason is None:
-        return [QualitativeEvaluation(codes.STATUS, codes.SCORED)]
+        return [evaluation(codes.STATUS, codes.SCORED)]
     return [
-        QualitativeEvaluation(codes.STATUS, codes.NOT_SCORED),
-        QualitativeEvaluation(codes.REASON, codes.remark_code(reason)),
+        evaluation(codes.STATUS, codes.NOT_SCORED),
+        evaluation(codes.REASON, codes.remark_code(reason)),
     ]
 
 
 def _presence(side: Side, masks: Sequence[Masks]) -> list[QualitativeEvaluation]:
     """Whether lesions were segmented: a clean structure has no segment that could say so."""
     return [
-        QualitativeEvaluation(name, codes.PRESENT if item.voxels[channel].any() else codes.ABSENT)
+        evaluation(name, codes.PRESENT if item.voxels[channel].any() else codes.ABSENT)
         for item in masks
         if item.side is side
         for name, channel in (
@@ -365,8 +339,14 @@ def _algorithm(card: ModelCard) -> AlgorithmIdentification:
         name=ALGORITHM,
         version=codes.plain(model_name(card)),
         parameters=[f"model_sha256={card.sha256}"],
-        family=codes.ARTIFICIAL_INTELLIGENCE,
+        family=codes.shared(codes.ARTIFICIAL_INTELLIGENCE),
         manufacturer=source.MANUFACTURER,
+    )
+
+
+def _site(region: Code, laterality: Code | None) -> FindingSite:
+    return FindingSite(
+        codes.shared(region), codes.shared(laterality) if laterality is not None else None
     )
 
 
@@ -376,9 +356,10 @@ def _tracking(context: ReportContext, label: str) -> TrackingIdentifier:
 
 def _comment(group: MeasurementsAndQualitativeEvaluations, texts: Sequence[str]) -> None:
     """Add free text to a TID 1501 group; highdicom takes coded evaluations only."""
+    name = codes.shared(codes.COMMENT)
     for text in texts:
         group[0].ContentSequence.append(
             TextContentItem(
-                codes.COMMENT, codes.plain(text), relationship_type=RelationshipTypeValues.CONTAINS
+                name, codes.plain(text), relationship_type=RelationshipTypeValues.CONTAINS
             )
         )
