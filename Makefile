@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-CORE := anatomy artefacts change conditions domain elements header hips identity lifecycle phantom/* pipeline procedure/* quality reporting/* routing scoring series
+CORE := anatomy arrays artefacts change conditions domain elements header hips identity lifecycle phantom/* pipeline procedure/* quality reporting/* routing sampling scoring series
 COMMA := ,
 EMPTY :=
 CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(subst /*,/*,$(CORE))))
@@ -81,10 +81,17 @@ test-train: $(VENV)/.train ## the tests of hiptrain that need torch
 test-real: setup-system $(VENV)/.dev ## every real scan in ../shared/data through the whole service
 	@$(BIN)/pytest -m real_scans tests
 
+.PHONY: bench
+bench: setup-system $(VENV)/.dev ## every benchmark beside its peers, three quarters of an hour; writes docs/performance.md
+	@$(BIN)/python -m benchmarks --keep
+
+.PHONY: bench-fast
+bench-fast: setup-system $(VENV)/.dev ## small forms of all benchmarks, three minutes; only prints
+	@$(BIN)/python -m benchmarks --fast
+
 .PHONY: bench-intake
 bench-intake: setup-system $(VENV)/.dev ## images per second beside Orthanc and dcmtk storescp, both databases
-	@$(BIN)/python -m benchmarks.intake
-	@$(BIN)/python -m benchmarks.intake --postgresql --only orthanc hipscore
+	@$(BIN)/python -m benchmarks.intake --both
 
 .PHONY: bench-latency
 bench-latency: setup-system $(VENV)/.dev ## from the last image to the report in Orthanc, stage by stage

@@ -25,6 +25,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from benchmarks import tables
 from tests import servers
 
 IMAGES_PER_SERIES = 24
@@ -147,20 +148,34 @@ def main() -> None:
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--listeners", type=int, default=1, help="listener processes of hipscore")
     parser.add_argument("--postgresql", action="store_true", help="instead of SQLite, fsync on")
+    parser.add_argument("--both", action="store_true", help="SQLite, then PostgreSQL")
     parser.add_argument("--only", nargs="+", help="only these servers")
     parser.add_argument("--json", type=Path, help="write all rates there")
+    parser.add_argument("--fast", action="store_true", help="48 images, one round")
+    parser.add_argument("--keep", action="store_true", help=f"write the table to {tables.PAGE}")
     arguments = parser.parse_args()
+    if arguments.fast:
+        arguments.images, arguments.rounds, arguments.associations = 48, 1, [1, 4]
     os.environ["TCP_NODELAY"] = "1"  # dcmtk would stall 40 ms an image on loopback without it
 
-    with contextlib.ExitStack() as resources:
-        database: Callable[[], contextlib.AbstractContextManager[str | None]]
-        database = contextlib.nullcontext
-        if arguments.postgresql:
-            database = resources.enter_context(servers.postgres(fsync=True)).database
-        rates = measure(arguments, database)
-    report(rates, arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rates, indent=1))
+    texts, rates = [tables.machine()], {}
+    for postgresql in (False, True) if arguments.both else (arguments.postgresql,):
+        arguments.postgresql = postgresql
+        with contextlib.ExitStack() as resources:
+            database: Callable[[], contextlib.AbstractContextManager[str | None]]
+            database = contextlib.nullcontext
+            if postgresql:
+                database = resources.enter_context(servers.postgres(fsync=True)).database
+            rates = measure(arguments, database)
+        texts.append(report(rates, arguments))
+        if arguments.json:
+            kind = "-postgresql" if arguments.both and postgresql else ""
+            path = arguments.json.with_stem(arguments.json.stem + kind)
+            path.write_text(json.dumps(rates, indent=1))
+    text = "\n\n".join(texts)
+    print(f"\n{text}")
+    if arguments.keep:
+        tables.keep("intake", text)
 
 
 def measure(
@@ -205,21 +220,23 @@ def measure(
     return rates
 
 
-def report(rates: dict[str, dict[int, list[float]]], arguments: argparse.Namespace) -> None:
-    """Print medians over the rounds, and medians of the ratios within a round."""
+def report(rates: dict[str, dict[int, list[float]]], arguments: argparse.Namespace) -> str:
+    """Medians over the rounds, and medians of the ratios within a round, as Markdown."""
     store = "PostgreSQL" if arguments.postgresql else "SQLite"
-    print(
-        f"\n512 KiB MR images, {arguments.images} per measurement, median of "
-        f"{arguments.rounds} rounds; hipscore: {store}, {arguments.listeners} listener processes\n"
-    )
-    ratios = [peer for peer in ("orthanc", "storescp") if {peer, "hipscore"} <= rates.keys()]
-    print("associations", *(f"{kind:>12}" for kind in rates), *(f"{'÷ ' + p:>12}" for p in ratios))
+    peers = [peer for peer in ("orthanc", "storescp") if {peer, "hipscore"} <= rates.keys()]
+    rows = []
     for count in arguments.associations:
-        cells = [f"{statistics.median(rates[kind][count]):10.1f}/s" for kind in rates]
-        for peer in ratios:
+        cells = [f"{statistics.median(rates[kind][count]):.1f}" for kind in rates]
+        for peer in peers:
             pairs = zip(rates["hipscore"][count], rates[peer][count], strict=True)
-            cells.append(f"{statistics.median(ours / theirs for ours, theirs in pairs):11.2f}×")
-        print(f"{count:12d}", *cells)
+            cells.append(f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}×")
+        rows.append([str(count), *cells])
+    header = ["associations", *(f"{each}/s" for each in rates), *(f"÷ {each}" for each in peers)]
+    return (
+        f"512 KiB MR images per second, {arguments.images} per measurement, median of "
+        f"{arguments.rounds} rounds; hipscore on {store}, {arguments.listeners} listener "
+        f"processes:\n\n{tables.table(header, rows, left=0)}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,126 +3,101 @@
 ``python -m benchmarks.latency`` runs ``hipscore up`` as it comes (embedded database and
 broker, warm worker) with an Orthanc as PACS, sends synthetic hip series of 24 slices one
 after the other over an association each, and takes the time from the last response to the
-moment Orthanc lists the SR. The stages are those of the ledger and of the job's timings.
+moment Orthanc has the SR. The stages are those of the ledger and of the job's timings.
+After each series its unavoidable steps are timed alone in this process (``parts``).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import hashlib
 import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from pydicom.dataset import Dataset
-from pydicom.uid import MRImageStorage, generate_uid
-from pynetdicom import AE
 from sqlalchemy import select
 
-from hipscore import phantom
+from benchmarks import service, tables, usage
+from benchmarks.latency import parts
+from benchmarks.latency.arrivals import EVERY_S, Arrivals
+from benchmarks.service import Service
 from hipscore.store import engine as database
 from hipscore.store.tables import ArtifactRow, Delivery, Event, Job, Series
 from tests import servers
 
+#: what is wanted, seconds, and of the whole
+TARGET_P50_S, TARGET_P95_S, TARGET_SHARE = 1.0, 2.0, 0.6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Seconds of one series, by stage in order, and in all."""
+    """Seconds of one series: in all, by stage in order, and by step when done alone.
+
+    ``processor``: seconds of processor by process meanwhile, ``others`` what the rest of the
+    machine used.
+    """
 
     total: float
     stages: dict[str, float]
+    alone: dict[str, float]
+    processor: dict[str, float]
+    others: float
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and keep when asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--series", type=int, default=20)
+    parser.add_argument("--series", type=int, default=20, help="series that count")
+    parser.add_argument("--fast", action="store_true", help="three series")
+    parser.add_argument("--keep", action="store_true", help=f"write the tables to {tables.PAGE}")
     arguments = parser.parse_args()
+    count = 3 if arguments.fast else arguments.series
     runs = []
-    with tempfile.TemporaryDirectory(prefix="latency-") as folder:
+    with tempfile.TemporaryDirectory(prefix="latency-", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
-        with servers.orthanc(root) as pacs, service(root, pacs) as (dicom_port, url):
-            for number in range(arguments.series + 1):
-                run = one(number, pacs, dicom_port, url)
+        with servers.orthanc(root) as pacs, service.running(root, pacs) as running:
+            alone = parts.Parts(pacs.peer)
+            for number in range(count + 2):
+                run = one(number, pacs, running, alone)
                 print(f"series {number}: {run.total:.2f} s", file=sys.stderr, flush=True)
-                if number:  # the first one warms up
+                if number > 1:  # the first ones warm up
                     runs.append(run)
-    report(runs)
+    texts = {"latency": whole(runs, alone.engine), "parts": shares(runs)}
+    for name, text in texts.items():
+        print(f"\n{text}")
+        if arguments.keep:
+            tables.keep(name, text)
 
 
-@contextlib.contextmanager
-def service(root: Path, pacs: servers.Orthanc) -> Iterator[tuple[int, str]]:
-    """Run hipscore; yields its DICOM port and the URL of its database."""
-    dicom_port, http_port = servers.free_port(), servers.free_port()
-    data = root / "data"
-    pacs.add_modality("hipscore", ae_title="HIPSCORE", port=dicom_port)
-    settings = {
-        "HIPSCORE_DATA_DIR": str(data),
-        "HIPSCORE_DICOM_PORT": str(dicom_port),
-        "HIPSCORE_HTTP_PORT": str(http_port),
-        "HIPSCORE_DESTINATIONS": pacs.peer,
-    }
-
-    def ready() -> bool:
-        try:
-            answer = httpx.get(
-                f"http://{servers.LOOPBACK}:{http_port}/readyz", timeout=5.0, trust_env=False
-            )
-        except httpx.TransportError:
-            return False
-        return answer.is_success and servers.listens(dicom_port)
-
-    process = servers.Process(
-        command=[
-            "/usr/bin/env",
-            *(f"{name}={value}" for name, value in settings.items()),
-            *(sys.executable, "-m", "hipscore", "up"),
-        ],
-        log=root / "up.log",
-        ready=ready,
-    )
-    process.start()
-    try:
-        yield dicom_port, f"sqlite:///{data / 'hipscore.db'}"
-    finally:
-        process.stop()
-
-
-def series(seed: int) -> list[Dataset]:
-    """A synthetic hip study of 24 slices with its own UIDs."""
-    made = phantom.synthesise(seed=seed, burden=phantom.Burden("moderate"))
-    return phantom.to_datasets(made, study_uid=generate_uid(), series_uid=generate_uid())
-
-
-def one(seed: int, pacs: servers.Orthanc, port: int, url: str) -> Run:
-    """Send one series and follow it to the PACS."""
-    images = series(seed)
+def one(number: int, pacs: servers.Orthanc, running: Service, alone: parts.Parts) -> Run:
+    """Send one series, follow it to the PACS, then time its steps alone."""
+    images: list[Dataset] = service.series(number)
     study = str(images[0].StudyInstanceUID)
-    entity = AE(ae_title="BENCH")
-    entity.add_requested_context(MRImageStorage, images[0].file_meta.TransferSyntaxUID)
-    association = entity.associate(servers.LOOPBACK, port, ae_title="HIPSCORE")
-    if not association.is_established:
-        raise SystemExit("hipscore did not accept the association")
-    for image in images:
-        answer = association.send_c_store(image)
-        if answer.get("Status") != 0:
-            raise SystemExit(f"hipscore answered {answer}")
-    last = time.time()
-    association.release()
-    servers.wait_until(
-        lambda: bool(pacs.find("Series", StudyInstanceUID=study, Modality="SR")),
-        what="the report is in Orthanc",
-        seconds=60,
-        every=0.005,
+    arrivals = Arrivals(pacs)
+    names = {
+        **usage.names(running.process.pid),
+        pacs.process.pid: "Orthanc",
+        os.getpid(): "this measurement",
+    }
+    last = service.send(images, running.dicom_port)
+    before, busy = {pid: usage.seconds(pid) for pid in names}, usage.busy()
+    arrived = arrivals.wait_for("SR")
+    after, busy = {pid: usage.seconds(pid) for pid in names}, usage.busy() - busy
+    # what still runs (storage commitment) is no part of either figure
+    service.settle(study, running)
+    processor: dict[str, float] = {}
+    for pid, name in names.items():
+        processor[name] = processor.get(name, 0.0) + after[pid] - before[pid]
+    return Run(
+        total=arrived - last,
+        stages=stages(study, running.database, last, arrived),
+        alone=alone.measure(images, hashlib.sha256(study.encode()).hexdigest()),
+        processor=processor,
+        others=max(0.0, busy - sum(processor.values())),
     )
-    arrived = time.time()
-    return Run(total=arrived - last, stages=stages(study, url, last, arrived))
 
 
 def stages(study: str, url: str, last: float, arrived: float) -> dict[str, float]:
@@ -159,23 +134,71 @@ def stages(study: str, url: str, last: float, arrived: float) -> dict[str, float
     return spans
 
 
-def report(runs: list[Run]) -> None:
-    """Print percentiles and the share of each stage."""
-    totals = sorted(run.total for run in runs)
-    p95 = statistics.quantiles(totals, n=20)[-1]
-    print(
-        f"\n{len(runs)} series of 24 slices, embedded database and broker, warm worker, "
-        f"{len(os.sched_getaffinity(0))} cores\n"
-        f"last C-STORE response to SR in Orthanc: p50 {statistics.median(totals):.2f} s, "
-        f"p95 {p95:.2f} s, worst {totals[-1]:.2f} s\n"
+def whole(runs: list[Run], engine: str) -> str:
+    """Percentiles of the whole and the share of each stage, as Markdown."""
+    totals = [run.total for run in runs]
+    middle = tables.p50(totals)
+    rows = [["**last C-STORE response to SR in Orthanc**", *_cells(totals, middle)]]
+    rows += [
+        [name, *_cells([run.stages.get(name, 0.0) for run in runs], middle)]
+        for name in runs[0].stages
+    ]
+    used = {
+        name: tables.p50([run.processor.get(name, 0.0) for run in runs])
+        for name in runs[0].processor
+    }
+    spent = ", ".join(
+        f"{name} {seconds:.2f}"
+        for name, seconds in sorted(used.items(), key=lambda each: -each[1])
+        if seconds >= 0.005
     )
-    whole = statistics.mean(totals)
-    print(f"{'stage':32} {'median s':>9} {'p95 s':>8} {'share':>7}")
-    for name in runs[0].stages:
-        spent = sorted(run.stages[name] for run in runs)
-        share = statistics.mean(spent) / whole
-        high = statistics.quantiles(spent, n=20)[-1]
-        print(f"{name:32} {statistics.median(spent):9.3f} {high:8.3f} {share:7.0%}")
+    return "\n\n".join(
+        (
+            f"{tables.machine()}; {engine}; {len(runs)} series of 24 slices",
+            tables.table(["stage", "p50, s", "p95, s", "share"], rows),
+            (
+                f"Target: p50 ≤ {TARGET_P50_S:.1f} s ({_met(middle <= TARGET_P50_S)}), "
+                f"p95 ≤ {TARGET_P95_S:.1f} s ({_met(tables.p95(totals) <= TARGET_P95_S)}). "
+                f"Orthanc is asked every {1000 * EVERY_S:.0f} ms."
+            ),
+            (
+                f"Seconds of processor meanwhile (median): {spent}; everything else on the machine "
+                f"{tables.p50([run.others for run in runs]):.2f}."
+            ),
+        )
+    )
+
+
+def shares(runs: list[Run]) -> str:
+    """What each step takes alone, and of the whole of the same series, as Markdown."""
+
+    def row(name: str, seconds: list[float]) -> list[str]:
+        share = [each / run.total for each, run in zip(seconds, runs, strict=True)]
+        return [name, f"{tables.p50(seconds):.3f}", f"{tables.p50(share):.0%}"]
+
+    sums = [sum(run.alone.values()) for run in runs]
+    rows = [row(name, [run.alone[name] for run in runs]) for name in parts.STEPS]
+    rows.append(row("**sum of these**", sums))
+    rows.append(row("the whole, in the service", [run.total for run in runs]))
+    share = tables.p50([each / run.total for each, run in zip(sums, runs, strict=True)])
+    return "\n\n".join(
+        (
+            tables.table(["step, alone", "p50, s", "share of the whole"], rows),
+            (
+                f"Target: the sum is at least {TARGET_SHARE:.0%} of the whole "
+                f"({_met(share >= TARGET_SHARE)})."
+            ),
+        )
+    )
+
+
+def _cells(seconds: list[float], middle: float) -> list[str]:
+    median = tables.p50(seconds)
+    return [f"{median:.3f}", f"{tables.p95(seconds):.3f}", f"{median / middle:.0%}"]
+
+
+def _met(met: bool) -> str:  # noqa: FBT001 - a word for it
+    return "met" if met else "missed"
 
 
 if __name__ == "__main__":

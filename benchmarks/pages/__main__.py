@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from typing import Any
 import httpx
 from sqlalchemy import Engine, event
 
+from benchmarks import tables
 from benchmarks.pages.filling import fill
 from hipscore.store import engine as database
 from hipscore.store import worklist
@@ -37,7 +36,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=100_000)
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--explain", action="store_true")
+    parser.add_argument("--fast", action="store_true", help="2,000 analyses, 5 requests")
+    parser.add_argument("--keep", action="store_true", help=f"write the table to {tables.PAGE}")
     arguments = parser.parse_args()
+    if arguments.fast:
+        arguments.studies, arguments.requests = 2_000, 5
     with servers.postgres() as server, server.database() as url:
         database.upgrade(url)
         engine = database.connect(url)
@@ -51,7 +54,10 @@ def main() -> None:
                 tempfile.TemporaryDirectory(prefix="pages-") as folder,
                 serving(Path(folder), url) as client,
             ):
-                measure(client, arguments.studies, arguments.requests)
+                text = measure(client, arguments.studies, arguments.requests)
+            print(f"\n{text}")
+            if arguments.keep:
+                tables.keep("pages", text)
         engine.dispose()
 
 
@@ -84,23 +90,32 @@ def serving(root: Path, url: str) -> Iterator[httpx.Client]:
         process.stop()
 
 
-def measure(client: httpx.Client, studies: int, requests: int) -> None:
-    """Ask for every page and print how long the first byte took."""
+def measure(client: httpx.Client, studies: int, requests: int) -> str:
+    """Ask for every page; how long the first byte took, as Markdown."""
     made = random.Random(1)  # noqa: S311 - which studies are asked for
-    print(
-        f"first byte, ms; {studies} analyses, PostgreSQL, {len(os.sched_getaffinity(0))} cores, "
-        f"{requests} requests each\n\n| page | p50 | p95 |\n|---|--:|--:|"
-    )
-    slow = []
+    rows, slow = [], []
+    least = 0.0
     for name, ask in pages(client, studies, made).items():
         for _ in range(3):
             ask()
-        spent = sorted(ask() for _ in range(requests))
-        p95 = statistics.quantiles(spent, n=20)[-1]
-        print(f"| {name} | {statistics.median(spent):.0f} | {p95:.0f} |", flush=True)
-        if p95 > _LIMIT_MS:
+        spent = [ask() for _ in range(requests)]
+        least = least or tables.p50(spent)  # the first one asks nothing of the database
+        rows.append(
+            [
+                name,
+                f"{tables.p50(spent):.0f}",
+                f"{tables.p95(spent):.0f}",
+                f"{tables.p50(spent) / least:.1f}×",
+            ]
+        )
+        print(*rows[-1], file=sys.stderr, flush=True)
+        if tables.p95(spent) > _LIMIT_MS:
             slow.append(name)
-    print(f"\nover {_LIMIT_MS:.0f} ms: {', '.join(slow) or 'none'}")
+    return (
+        f"{tables.machine()}\n\nFirst byte, ms; {studies:,} analyses, PostgreSQL, {requests} "
+        f"requests each:\n\n{tables.table(['page', 'p50', 'p95', '÷ `/healthz`'], rows)}\n\n"
+        f"Over {_LIMIT_MS:.0f} ms: {', '.join(slow) or 'none'}."
+    )
 
 
 def pages(

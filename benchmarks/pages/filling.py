@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 #: a series of 24 images has its rows too; more would only take longer
 IMAGES = 24
@@ -18,15 +18,15 @@ _FILL = (
         match_rule, calling_aet, called_aet, peer, first_received_at, last_received_at, closed_at)
     SELECT n, '2.25.1' || lpad(n::text, 9, '0'), '2.25.2' || lpad(n::text, 9, '0'), 'MATCHED',
         'expected_count', 'hip-fat-suppressed', 'SCANNER', 'HIPSCORE', '10.0.0.7',
-        CAST(:start AS timestamptz) + n * interval '20 minutes',
-        CAST(:start AS timestamptz) + n * interval '20 minutes' + interval '40 seconds',
-        CAST(:start AS timestamptz) + n * interval '20 minutes' + interval '41 seconds'
+        CAST(:start AS timestamptz) + n * CAST(:step AS interval),
+        CAST(:start AS timestamptz) + n * CAST(:step AS interval) + interval '40 seconds',
+        CAST(:start AS timestamptz) + n * CAST(:step AS interval) + interval '41 seconds'
     FROM generate_series(1, :count) n
     """,
     """
     INSERT INTO instances (series_id, sop_class_uid, sop_instance_uid, transfer_syntax_uid,
         sha256, spool_key, size, instance_number, number_of_frames, images_in_acquisition,
-        position_mm, orientation, image_type, association_id, received_at)
+        position_mm, orientation, image_type, association_id, received_at, purged_at)
     SELECT n, '1.2.840.10008.5.1.4.1.1.4',
         '2.25.3' || lpad(n::text, 9, '0') || lpad(i::text, 3, '0'),
         '1.2.840.10008.1.2.1', md5(n::text || '.' || i) || md5(i || '.' || n),
@@ -34,8 +34,11 @@ _FILL = (
         295000, i, 1, :images,
         jsonb_build_array(-180, -60 + 5 * i, 180), '[1, 0, 0, 0, 0, -1]'::jsonb,
         '["ORIGINAL", "PRIMARY", "M"]'::jsonb, md5(n::text),
-        CAST(:start AS timestamptz) + n * interval '20 minutes'
-    FROM generate_series(1, :count) n, generate_series(1, :images) i
+        CAST(:start AS timestamptz) + n * CAST(:step AS interval),
+        CASE WHEN CAST(:start AS timestamptz) + n * CAST(:step AS interval)
+            < now() - CAST(:images_kept AS interval) THEN now() END
+    FROM generate_series(1, :count) n,
+        generate_series(1, CASE WHEN n % :every = 0 THEN :images ELSE 1 END) i
     """,
     """
     INSERT INTO jobs (id, key, series_id, instances_digest, bundle_id, bundle_version,
@@ -45,24 +48,26 @@ _FILL = (
         '1.0', repeat('b', 64), kind, 1, CASE kind WHEN 'FAILED' THEN 'the worker died' END,
         CASE kind WHEN 'NOT_SCORABLE' THEN 'no_hip_found' END,
         CASE kind
-            WHEN 'ANALYSED' THEN CAST(:result AS jsonb) || jsonb_build_object(
+            WHEN 'ANALYSED' THEN whole || jsonb_build_object(
                 'study_instance_uid', '2.25.1' || lpad(n::text, 9, '0'),
                 'unet_score', round((right_score + left_score)::numeric, 4),
                 'hips', jsonb_build_array(
-                    (CAST(:result AS jsonb) #> '{hips,0}')
+                    (whole #> '{hips,0}')
                         || jsonb_build_object('unet_score', right_score),
-                    (CAST(:result AS jsonb) #> '{hips,1}')
+                    (whole #> '{hips,1}')
                         || jsonb_build_object('unet_score', left_score)))
-            WHEN 'NOT_SCORABLE' THEN CAST(:result AS jsonb) || jsonb_build_object(
+            WHEN 'NOT_SCORABLE' THEN whole || jsonb_build_object(
                 'status', 'not_scorable', 'unet_score', NULL, 'hips', '[]'::jsonb,
                 'reason', '{"code": "no_hip_found", "text": "no femoral head was found"}'::jsonb)
         END,
         '{"read": 0.1, "segment": 1.2, "seg": 0.1, "sr": 0.1}'::jsonb,
-        CAST(:start AS timestamptz) + n * interval '20 minutes' + interval '41 seconds',
+        CAST(:start AS timestamptz) + n * CAST(:step AS interval) + interval '41 seconds',
         CASE WHEN kind <> 'QUEUED' THEN
-            CAST(:start AS timestamptz) + n * interval '20 minutes' + interval '45 seconds' END
+            CAST(:start AS timestamptz) + n * CAST(:step AS interval) + interval '45 seconds' END
     FROM (SELECT n,
-            CASE WHEN n > :count - 20 THEN 'QUEUED' WHEN n % 1000 = 7 THEN 'FAILED'
+            CASE WHEN n % :every = 0 THEN CAST(:result AS jsonb) ELSE CAST(:brief AS jsonb) END
+                AS whole,
+            CASE WHEN n > :count - :queued THEN 'QUEUED' WHEN n % 1000 = 7 THEN 'FAILED'
                  WHEN n % 12 = 5 THEN 'NOT_SCORABLE' ELSE 'ANALYSED' END AS kind,
             round((12 * power(abs(sin(n * 12.9898)), 3))::numeric, 4)::float8 AS right_score,
             round((12 * power(abs(sin(n * 78.233)), 3))::numeric, 4)::float8 AS left_score
@@ -74,12 +79,15 @@ _FILL = (
     """,
     """
     INSERT INTO artifacts (job_id, kind, number, media_type, spool_key, sha256, size, sop_class_uid,
-        sop_instance_uid, created_at)
+        sop_instance_uid, created_at, purged_at)
     SELECT id, kind, 0, CASE kind WHEN 'overlay' THEN 'image/png' ELSE 'application/dicom' END,
         left(md5(kind || id), 2) || '/' || md5(id || kind) || left(md5(kind || id), 30),
-        md5(kind || id) || md5(id || kind), 60000, '1.2.840.10008.5.1.4.1.1.66.4',
+        md5(kind || id) || md5(id || kind), 60000,
+        CASE WHEN kind <> 'overlay' THEN '1.2.840.10008.5.1.4.1.1.66.4' END,
         CASE WHEN kind <> 'overlay' THEN '2.25.4' || lpad(id::text, 9, '0') || length(kind) END,
-        finished_at
+        finished_at,
+        CASE WHEN kind <> 'overlay' AND finished_at < now() - CAST(:results_kept AS interval)
+            THEN now() END
     FROM jobs, unnest(ARRAY['seg', 'sr', 'sr_comprehensive', 'overlay']) kind
     WHERE state IN ('ANALYSED', 'NOT_SCORABLE')
     """,
@@ -134,14 +142,49 @@ _FILL = (
 _TABLES = ("series", "instances", "jobs", "artifacts", "deliveries", "events", "studies")
 
 
-def fill(engine: Engine, count: int) -> None:
-    """Make so many studies with everything that hangs on them, the newest of them now."""
-    start = datetime.now(UTC) - timedelta(minutes=20) * (count + 1)
+#: as good as for ever
+_FOR_EVER = timedelta(days=36500)
+
+
+def fill(
+    engine: Engine,
+    count: int,
+    *,
+    every: int = 1,
+    minutes: float = 20.0,
+    queued: int = 20,
+    images_kept: timedelta = _FOR_EVER,
+    results_kept: timedelta = _FOR_EVER,
+) -> None:
+    """Make so many studies with everything that hangs on them, the newest of them now.
+
+    Parameters
+    ----------
+    engine
+        An empty database with the tables.
+    count
+        How many studies.
+    every
+        Each so-many-th is whole; the others have one image and one slice per hip.
+    minutes
+        Between one study and the next.
+    queued
+        How many of them wait for their analysis.
+    images_kept, results_kept
+        Files of older ones are purged; their rows are not.
+    """
+    step = timedelta(minutes=minutes)
     known: dict[str, Any] = {
         "count": count,
         "images": IMAGES,
-        "start": start,
+        "every": every,
+        "step": step,
+        "queued": queued,
+        "images_kept": images_kept,
+        "results_kept": results_kept,
+        "start": datetime.now(UTC) - step * (count + 1),
         "result": json.dumps(result()),
+        "brief": json.dumps(result(slices=1)),
     }
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL synchronous_commit = off"))
@@ -158,6 +201,7 @@ def fill(engine: Engine, count: int) -> None:
             connection.execute(text(statement), names)
         for _, definition in indexes:
             connection.execute(text(definition))
+        count_states(connection)
         for table in _TABLES:
             connection.execute(
                 text(
@@ -169,15 +213,27 @@ def fill(engine: Engine, count: int) -> None:
         connection.execute(text("VACUUM ANALYZE"))
 
 
-def result() -> dict[str, Any]:
-    """A result of two hips with fifteen slices each."""
+def count_states(connection: Connection) -> None:
+    """Do what the triggers on these tables would have done."""
+    connection.execute(text("DELETE FROM tallies"))
+    for table in ("series", "jobs", "deliveries"):
+        connection.execute(
+            text(
+                "INSERT INTO tallies (what, state, number) "  # noqa: S608 - constants
+                f"SELECT '{table}', state, count(*) FROM {table} GROUP BY state"
+            )
+        )
+
+
+def result(slices: int = _SLICES) -> dict[str, Any]:
+    """A result of two hips with so many slices each."""
     return {
         "study_instance_uid": "",
         "series_instance_uid": "2.25.2",
         "status": "scored",
         "reason": None,
         "unet_score": 0.0,
-        "hips": [_hip(side) for side in ("right", "left")],
+        "hips": [_hip(side, slices) for side in ("right", "left")],
         "model": {"id": "stir-unet", "version": "1.0", "sha256": "b" * 64},
         "quality": [{"code": "noisy_image", "text": "the signal of a head is low"}],
         "change": None,
@@ -188,7 +244,7 @@ def result() -> dict[str, Any]:
     }
 
 
-def _hip(side: str) -> dict[str, Any]:
+def _hip(side: str, slices: int) -> dict[str, Any]:
     groups = ("anterior", "central", "posterior")
     return {
         "side": side,
@@ -199,7 +255,7 @@ def _hip(side: str) -> dict[str, Any]:
         "synovitis_score": 1.12345,
         "mean_ratio": 0.12345,
         "whole_volume_index": 0.0912,
-        "slices_used": _SLICES,
+        "slices_used": slices,
         "slices": [
             {
                 "sop_instance_uid": f"2.25.3000000001{number:03d}",
@@ -210,7 +266,7 @@ def _hip(side: str) -> dict[str, Any]:
                 "bme_mm2": 80.5,
                 "synovitis_mm2": 60.75,
             }
-            for number in range(1, _SLICES + 1)
+            for number in range(1, slices + 1)
         ],
         "femoral_head_ml": 45.12,
         "bme_ml": 1.21,

@@ -48,6 +48,8 @@ def load_settings(**overrides: object) -> Settings:
 
 def ready_rules(settings: Settings) -> None:
     """End the command with one line unless the rules file, if there is one, can be read."""
+    if settings.rules is None:  # nothing to read: half a second of imports for nothing
+        return
     from hipscore.keeping.rules import RulesError, load_rules
 
     try:

@@ -149,10 +149,14 @@ def _wait_until_ready(settings: Settings, supervisor: supervise.Supervisor) -> N
 
 
 def _ok(url: str) -> bool:
-    # our own API, whose certificate names another host: only whether it answers counts
-    unverified = ssl.create_default_context()
-    unverified.check_hostname = False
-    unverified.verify_mode = ssl.CERT_NONE
+    # our own API, whose certificate names another host: only whether it answers counts. No
+    # default context: reading the system's authorities anew for each question would take the
+    # processor from the processes that are asked whether they are ready.
+    unverified = None
+    if url.startswith("https:"):
+        unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        unverified.check_hostname = False
+        unverified.verify_mode = ssl.CERT_NONE
     try:
         with urllib.request.urlopen(url, timeout=1.0, context=unverified) as response:  # noqa: S310 - see above
             return bool(response.status == 200)
@@ -166,9 +170,7 @@ def _base(settings: Settings, host: str) -> str:
 
 
 def _summary(settings: Settings) -> str:
-    from hipscore.keeping.rules import destinations, load_rules
-
-    goes = ", ".join(map(str, destinations(settings, load_rules(settings))))
+    goes = ", ".join(_destinations(settings))
     return "\n".join(
         (
             f"hipscore is up. {RESEARCH_USE}.",
@@ -179,6 +181,14 @@ def _summary(settings: Settings) -> str:
             f"  results {goes or 'go nowhere: set HIPSCORE_DESTINATIONS=AET@HOST:PORT'}",
         )
     )
+
+
+def _destinations(settings: Settings) -> list[str]:
+    if settings.rules is None:
+        return list(map(str, settings.destinations))
+    from hipscore.keeping.rules import destinations, load_rules
+
+    return list(map(str, destinations(settings, load_rules(settings))))
 
 
 def _access(settings: Settings) -> str:
