@@ -97,6 +97,18 @@ def enqueue_commit(app: Celery, delivery_id: int) -> bool:
     return _publish(app, COMMIT, delivery_id)
 
 
+def warm(app: Celery) -> bool:
+    """Connect to the broker and declare the queues, as the first message would; whether it did."""
+    try:
+        with app.producer_or_acquire() as producer:
+            producer.connection.ensure_connection(max_retries=0, timeout=PUBLISH_TIMEOUT)
+            for queue in app.conf.task_queues:
+                producer.maybe_declare(queue)
+    except (OperationalError, RedisError, OSError):
+        return False
+    return True
+
+
 def waiting(app: Celery, queue: str) -> int | None:
     """How many messages wait in the queue; None when the broker does not say within two seconds.
 

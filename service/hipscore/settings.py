@@ -166,6 +166,22 @@ class Settings(BaseSettings):
     )
     bundle_dir: Path | None = Field(None, description="model bundle; default: the shipped one")
     threads: int = Field(0, ge=0, description="inference threads; 0: one per core")
+    provider: Literal["auto", "tensorrt", "cuda", "openvino", "cpu"] = Field(
+        "auto", description="what runs the networks; auto: the first that gives the right answer"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto",
+        description="in which numbers the networks compute; auto: the fastest here that the "
+        "bundle was evaluated in",
+    )
+    engine_cache_dir: Path | None = Field(
+        None, description="where TensorRT keeps built engines; default: under the data directory"
+    )
+    engine: Literal["auto", "shared", "own"] = Field(
+        "auto",
+        description="whether the processes of a worker share one engine; auto: where there are "
+        "several and a GPU computes",
+    )
     min_head_area_mm2: FiniteFloat = Field(
         100.0, gt=0, description="smallest scored head section, mm²"
     )
@@ -188,7 +204,13 @@ class Settings(BaseSettings):
         30.0, ge=0, description="images are kept this long after their results were delivered"
     )
     keep_results_days: FiniteFloat = Field(
-        365.0, ge=0, description="files of delivered results are kept this long; rows for ever"
+        365.0, ge=0, description="files of delivered results are kept this long"
+    )
+    keep_rows_days: FiniteFloat = Field(
+        0.0,
+        ge=0,
+        description="rows of a study (scores, ledger) are kept this long after its last change "
+        "and until its images and results are purged; 0: for ever",
     )
     listeners: int = Field(1, ge=1, description="listener processes on the one port, under up")
     max_associations: int = Field(16, ge=1, description="associations served at once, per process")
@@ -331,6 +353,11 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data_dir / 'hipscore.db'}"
+
+    @property
+    def engine_cache(self) -> Path:
+        """Where engines that were built for a GPU are kept."""
+        return self.engine_cache_dir or self.data_dir / "engines"
 
     @property
     def broker_socket(self) -> Path:

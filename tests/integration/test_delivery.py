@@ -331,8 +331,8 @@ def test_a_peer_that_falls_silent_keeps_the_others_waiting_and_tries_them_first(
             release.wait(20)
         return 0x0000
 
-    quick = partial(pacs.send_one_of, timeouts=pacs.Timeouts(dimse=0.5))
-    monkeypatch.setattr(pacs, "send_one_of", quick)
+    quick = partial(pacs.Carrier, timeouts=pacs.Timeouts(dimse=0.5))
+    monkeypatch.setattr(pacs, "Carrier", quick)
     entity = AE(ae_title="CHOKES")
     for sop_class in (SegmentationStorage, Comprehensive3DSRStorage):
         entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
@@ -355,3 +355,108 @@ def test_a_peer_that_falls_silent_keeps_the_others_waiting_and_tries_them_first(
         release.set()
         server.shutdown()
     assert states(settings) == [DeliveryState.PENDING, DeliveryState.SENT]
+
+
+class _Associations:
+    """A peer that takes all kinds, remembers what came on which association, and has moods."""
+
+    def __init__(self, *, refuses: str = "", drops: str = "") -> None:
+        self.on: list[list[str]] = []
+        self._refuses, self._drops = refuses, drops
+        entity = AE(ae_title="TAKES")
+        for sop_class in (SegmentationStorage, Comprehensive3DSRStorage, *PICTURES):
+            entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._keep), (evt.EVT_ACCEPTED, self._made)]
+        server = entity.start_server((servers.LOOPBACK, 0), block=False, evt_handlers=handlers)
+        assert server is not None
+        self.server = server
+        self.peer = f"TAKES@{servers.LOOPBACK}:{server.server_address[1]}"
+
+    def _made(self, event: evt.Event) -> None:
+        del event
+        self.on.append([])
+
+    def _keep(self, event: evt.Event) -> int:
+        sop_class = str(event.request.AffectedSOPClassUID)
+        self.on[-1].append(sop_class)
+        if sop_class == self._drops:
+            event.assoc.abort(block=False)
+        return 0xC000 if sop_class == self._refuses else 0x0000
+
+
+@contextlib.contextmanager
+def counting(**moods: str) -> Iterator[_Associations]:
+    made = _Associations(**moods)
+    try:
+        yield made
+    finally:
+        made.server.shutdown()
+
+
+EVERYTHING = frozenset({ArtifactKind.SEG, ArtifactKind.SR, ArtifactKind.SC, ArtifactKind.PDF})
+IN_ORDER = [SegmentationStorage, Comprehensive3DSRStorage, PICTURES[0], PICTURES[0], PICTURES[1]]
+
+
+def test_all_objects_of_a_job_go_over_one_association_segmentation_and_report_first(
+    settings: Settings,
+) -> None:
+    with counting() as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+            rows = kinds.deliveries(at)
+            worker.deliver(rows[-1].id, at)
+            worker.deliver(rows[0].id, at)
+            done = kinds.deliveries(at)
+            worker.deliver(rows[1].id, at)  # a message for what has gone
+    assert [row.state for row in done] == [DeliveryState.SENT] * 5
+    assert [row.attempts for row in done] == [1] * 5
+    assert pacs_.on == [[PICTURES[1], *IN_ORDER[:-1]]]
+    claimed = [e.delivery_id for e in steps.rows(settings, Event) if e.what == "sent"]
+    assert len(set(claimed)) == 5
+
+
+def test_an_object_that_is_refused_keeps_none_of_the_others_back(settings: Settings) -> None:
+    with counting(refuses=SegmentationStorage) as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+            worker.deliver(kinds.deliveries(at)[0].id, at)
+            done = kinds.deliveries(at)
+    assert [row.state for row in done] == [DeliveryState.REFUSED] + [DeliveryState.SENT] * 4
+    assert pacs_.on == [IN_ORDER]
+
+
+def test_an_association_that_breaks_postpones_one_object_and_the_rest_get_another(
+    settings: Settings,
+) -> None:
+    with counting(drops=Comprehensive3DSRStorage) as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+            worker.deliver(kinds.deliveries(at)[0].id, at)
+            done = kinds.deliveries(at)
+    assert [row.state for row in done] == [
+        DeliveryState.SENT,
+        DeliveryState.PENDING,
+        *[DeliveryState.SENT] * 3,
+    ]
+    assert done[1].next_attempt_at is not None
+    assert pacs_.on == [IN_ORDER[:2], IN_ORDER[2:]]
+
+
+@steps.sqlite_only
+def test_what_another_worker_has_taken_is_left_to_it(settings: Settings) -> None:
+    with counting() as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+            rows = kinds.deliveries(at)
+            now = datetime.now(UTC)
+            with at.sessions.begin() as session:
+                held = {"lease_until": now + timedelta(minutes=3), "now": now}
+                assert deliveries.claim(rows[1].id, lease="other", session=session, **held)
+            worker.deliver(rows[0].id, at)
+            done = kinds.deliveries(at)
+    assert [row.state for row in done] == [
+        DeliveryState.SENT,
+        DeliveryState.SENDING,
+        *[DeliveryState.SENT] * 3,
+    ]
+    assert Comprehensive3DSRStorage not in pacs_.on[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,9 @@ def test_what_has_not_gone_yet_does_not_go_any_more(
 ) -> None:
     with scored(sent_to(settings, storescp.peer, no_commitment=("*",))) as at:
         first, second = steps.rows(settings, Delivery)
+        with at.sessions.begin() as session:  # not due yet, or it would follow the first
+            later = datetime.now(UTC) + timedelta(minutes=1)
+            session.get_one(Delivery, second.id).next_attempt_at = later
         worker.deliver(first.id, at)
         (job,) = steps.rows(settings, Job)
         (note,) = take_back(job.id, at)

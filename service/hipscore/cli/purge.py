@@ -50,8 +50,9 @@ def purge(
 ) -> None:
     """Delete images and result files that nothing needs any more.
 
-    Never what is open, unfinished or undelivered, nor what came in the last 10 minutes; never
-    rows, scores or the ledger. The beat does the same every hour by the settings.
+    Never what is open, unfinished or undelivered, nor what came in the last 10 minutes. Rows,
+    scores and the ledger of old studies go only where HIPSCORE_KEEP_ROWS_DAYS says so. The
+    beat does the same every hour by the settings.
     """
     if as_json and not (yes or dry_run):
         msg = "--json prints no question; add --yes or --dry-run"
@@ -72,7 +73,9 @@ def purge(
         gone = purging.Gone()
         if not dry_run and (lots or left.files):
             if not yes:
-                click.confirm("Delete these files?", abort=True)
+                rows_too = any(lot.what.value == "rows" for lot in lots)
+                what = "files, and all rows of these studies" if rows_too else "files"
+                click.confirm(f"Delete these {what}?", abort=True)
             with database.transaction(at.sessions) as session:
                 files = sum(lot.files for lot in lots) + left.files
                 record("purge", detail={"files": files}, now=now, session=session)

@@ -1,7 +1,8 @@
 """Talking to DICOM peers: sending, asking for storage commitment, for orders, for reports.
 
 Every function makes one association, asks, and comes back with an
-:class:`hipscore.domain.Outcome` or what it asked for; no peer makes it raise.
+:class:`hipscore.domain.Outcome` or what it asked for; no peer makes it raise. A
+:class:`Carrier` keeps its association for several objects.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from hipscore.pacs.commitment import (
 from hipscore.pacs.earlier import Arrived, Brought, bring_reports
 from hipscore.pacs.orders import order_from_pacs, order_from_worklist
 from hipscore.pacs.query import count_images
-from hipscore.pacs.storage import echo, send, send_files, send_one_of
+from hipscore.pacs.storage import Carrier, echo, send, send_files, send_one_of
 
 __all__ = [
     "DEFAULT_TIMEOUTS",
     "Arrived",
     "Brought",
+    "Carrier",
     "Failure",
     "Reference",
     "Report",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import _config, build_context
 from pynetdicom.association import Association
 from pynetdicom.dsutils import split_dataset
@@ -84,6 +84,105 @@ def send(
     return outcome
 
 
+class Carrier:
+    """Objects for one peer, one by one over one association, each with its own outcome.
+
+    The association is made for the first of them. Where it breaks, or an object needs a
+    presentation context that was not proposed, the next object gets another one.
+
+    Parameters
+    ----------
+    peer
+        Where to.
+    sop_classes
+        What is to come, so that one negotiation serves all: proposed in Explicit VR Little
+        Endian, and in the default syntax.
+    calling_aet, timeouts
+        As for :func:`send`.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        sop_classes: Iterable[str] = (),
+        *,
+        calling_aet: str,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self._peer = peer
+        self._calling_aet = calling_aet
+        self._timeouts = timeouts
+        self._expected = [
+            (sop_class, str(syntax))
+            for sop_class in dict.fromkeys(sop_classes)
+            for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+        ]
+        self._association: Association | None = None
+        self._proposed: set[tuple[str, str]] = set()
+        self._accepted: set[tuple[str, str]] = set()
+        self._sent = 0
+
+    def send_one_of(self, forms: Sequence[bytes]) -> tuple[Outcome, int]:
+        """Send one object in the first of these forms whose presentation context is accepted.
+
+        Returns
+        -------
+        tuple of Outcome and int
+            As :func:`send`, and the index of the form that was sent; 0 where none was.
+
+        Raises
+        ------
+        ValueError
+            If ``forms`` is empty or holds something that is not a DICOM file.
+        """
+        if not forms:
+            msg = "nothing to send"
+            raise ValueError(msg)
+        with _written(forms) as paths:
+            headers = [_header(path) for path in paths]
+            failed = self._associate(headers)
+            if failed is not None:
+                return failed, 0
+            chosen = next((n for n, each in enumerate(headers) if _syntax(each, self._accepted)), 0)
+            if self._association is None:
+                return _not_accepted(self._peer, headers), chosen
+            self._sent += 1
+            outcome = _store(
+                self._association, self._peer, headers[chosen], self._sent, self._timeouts
+            )
+            if outcome.status is None and outcome.retry:
+                drop(self._association)
+                self._association, self._proposed = None, set()
+        return outcome, chosen
+
+    def close(self) -> None:
+        """Release the association."""
+        if self._association is not None:
+            leave(self._association)
+            self._association, self._proposed = None, set()
+
+    def _associate(self, headers: Sequence[_Header]) -> Outcome | None:
+        """Have an association on which these were proposed, or a peer that accepts none of them.
+
+        Returns why there is neither.
+        """
+        alive = self._association is None or self._association.is_established
+        if alive and self._proposed.issuperset((h.sop_class, h.transfer_syntax) for h in headers):
+            return None
+        self.close()
+        wanted = list(dict.fromkeys([*_wanted(headers), *self._expected]))[:MAX_CONTEXTS]
+        contexts = [build_context(sop_class, syntax) for sop_class, syntax in wanted]
+        made = associate(self._peer, contexts, self._calling_aet, self._timeouts)
+        if isinstance(made, Outcome):
+            if not made.unsupported:
+                return made
+            self._accepted = set()
+        else:
+            self._association, self._accepted = made, _accepted(made)
+        self._proposed = set(wanted)
+        return None
+
+
 def send_one_of(
     peer: Peer,
     forms: Sequence[bytes],
@@ -91,34 +190,9 @@ def send_one_of(
     calling_aet: str,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
 ) -> tuple[Outcome, int]:
-    """Send one object in the first of these forms whose presentation context is accepted.
-
-    Returns
-    -------
-    tuple of Outcome and int
-        As :func:`send`, and the index of the form that was sent; 0 where none was.
-
-    Raises
-    ------
-    ValueError
-        If ``forms`` is empty or holds something that is not a DICOM file.
-    """
-    if not forms:
-        msg = "nothing to send"
-        raise ValueError(msg)
-    with _written(forms) as paths:
-        headers = [_header(path) for path in paths]
-        association = associate(peer, _contexts(headers), calling_aet, timeouts)
-        if isinstance(association, Outcome):
-            return association, 0
-        accepted = _accepted(association)
-        chosen = next((n for n, each in enumerate(headers) if _syntax(each, accepted)), 0)
-        outcome = _store(association, peer, headers[chosen], 1, timeouts)
-        if outcome.status is None and outcome.retry:
-            drop(association)
-        else:
-            leave(association)
-    return outcome, chosen
+    """Send one object over an association of its own; see :meth:`Carrier.send_one_of`."""
+    with contextlib.closing(Carrier(peer, calling_aet=calling_aet, timeouts=timeouts)) as carrier:
+        return carrier.send_one_of(forms)
 
 
 def send_files(
@@ -210,12 +284,7 @@ def _header(path: Path) -> _Header:
 
 def _contexts(headers: Iterable[_Header]) -> list[PresentationContext]:
     """One context per SOP class and transfer syntax, plus the default syntax where we can."""
-    wanted: dict[tuple[str, str], None] = {}
-    for header in headers:
-        wanted[header.sop_class, header.transfer_syntax] = None
-    for header in headers:
-        if header.convertible:
-            wanted.setdefault((header.sop_class, str(ImplicitVRLittleEndian)), None)
+    wanted = _wanted(headers)
     if len(wanted) > MAX_CONTEXTS:
         msg = (
             f"these files need {len(wanted)} presentation contexts, one association holds "
@@ -223,6 +292,14 @@ def _contexts(headers: Iterable[_Header]) -> list[PresentationContext]:
         )
         raise ValueError(msg)
     return [build_context(sop_class, syntax) for sop_class, syntax in wanted]
+
+
+def _wanted(headers: Iterable[_Header]) -> list[tuple[str, str]]:
+    """SOP class and transfer syntax of the contexts that these need, those as stored first."""
+    known = list(headers)
+    as_stored = [(each.sop_class, each.transfer_syntax) for each in known]
+    default = [(each.sop_class, str(ImplicitVRLittleEndian)) for each in known if each.convertible]
+    return list(dict.fromkeys([*as_stored, *default]))
 
 
 def _accepted(association: Association) -> set[tuple[str, str]]:
@@ -239,6 +316,12 @@ def _syntax(header: _Header, accepted: set[tuple[str, str]]) -> str | None:
         return header.transfer_syntax
     default = str(ImplicitVRLittleEndian)
     return default if header.convertible and (header.sop_class, default) in accepted else None
+
+
+def _not_accepted(peer: Peer, headers: Iterable[_Header]) -> Outcome:
+    names = ", ".join(sorted({each.class_name for each in headers}))
+    text = f"{peer} does not accept {names}"
+    return Outcome(delivered=False, retry=False, status=None, text=text, unsupported=True)
 
 
 def _store(

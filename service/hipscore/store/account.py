@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from hipscore.lifecycle import JobState
@@ -14,7 +15,8 @@ from hipscore.store import explaining, ledger, queries
 from hipscore.store.queries import JobDetail
 from hipscore.store.tables import ArtifactRow, Event, Instance, Job, Series
 
-_REFUSED = ("conflict", "misplaced")
+#: constants in the statement: its index is of these alone
+_REFUSED: tuple[Any, ...] = tuple(literal_column(f"'{what}'") for what in ("conflict", "misplaced"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,16 +98,17 @@ def surroundings(
 
 
 def _mentioned(uid: str, *, session: Session) -> Found:
-    """An image that was refused is only named in the ledger. Reads all refusals."""
-    refusals = select(Event).where(Event.what.in_(_REFUSED)).order_by(Event.id.desc())
-    for event in session.scalars(refusals):
+    """An image that was refused is only named in the ledger; there is an index of refusals."""
+    named = (Event.detail[f"{each}_instance_uid"].as_string() == uid for each in ("sop", "study"))
+    refusals = select(Event).where(Event.what.in_(_REFUSED), or_(*named))
+    event = session.scalars(refusals.order_by(Event.id.desc()).limit(1)).one_or_none()
+    if event is not None:
         image, study = (event.detail.get(f"{each}_instance_uid") for each in ("sop", "study"))
-        if uid in {image, study}:
-            about = (
-                f"image {image}: refused {event.at:%Y-%m-%d %H:%M:%S}; it says study {study}, "
-                f"where its series is known in study {event.detail.get('kept_study')}"
-            )
-            return Found(accounts=_accounts([event.series_id], session=session), about=about)
+        about = (
+            f"image {image}: refused {event.at:%Y-%m-%d %H:%M:%S}; it says study {study}, "
+            f"where its series is known in study {event.detail.get('kept_study')}"
+        )
+        return Found(accounts=_accounts([event.series_id], session=session), about=about)
     return Found(accounts=())
 
 

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 from hipscore.lifecycle import DELIVERY, DeliveryEvent, DeliveryState, backoff
 from hipscore.store import ledger
 from hipscore.store.deliveries import subject_of
-from hipscore.store.moves import advance, clean, load
-from hipscore.store.tables import ArtifactRow, Delivery
+from hipscore.store.moves import advance, clean
+from hipscore.store.tables import ArtifactRow, Delivery, Job
 
 #: objects of one request
 BATCH = 100
@@ -79,8 +79,9 @@ def open_transaction(
         None when nothing is due, or another was faster.
     """
     query = (
-        select(Delivery, ArtifactRow)
+        select(Delivery, ArtifactRow, Job.series_id)
         .join(ArtifactRow, ArtifactRow.id == Delivery.form_id)
+        .join(Job, Job.id == ArtifactRow.job_id)
         .where(
             Delivery.destination == destination,
             Delivery.state == DeliveryState.SENT,
@@ -88,23 +89,30 @@ def open_transaction(
         )
         .order_by(Delivery.id)
         .limit(BATCH)
+        .with_for_update(key_share=True, of=Delivery)
     )
     uid = f"2.25.{uuid.uuid4().int}"
-    objects = []
-    for delivery, form in session.execute(query).all():
-        # No report on the last request, though the peer took it.
-        overdue = delivery.transaction_uid is not None and delivery.error in {None, NO_REPORT}
-        if not _take(delivery, uid, held_until, session):
-            continue
-        if overdue:
-            _note(delivery, "no_report", NO_REPORT, now=now, session=session)
-        if delivery.commit_attempts == 1:
-            detail = {"transaction_uid": uid}
-            subject = subject_of(delivery, session=session)
-            ledger.append(subject, "commitment_asked", detail=detail, now=now, session=session)
-        objects.append((str(form.sop_class_uid), str(form.sop_instance_uid)))
-    if not objects:
+    # The lock lets whoever asks at this moment finish: then they are not due any more.
+    due_now = session.execute(query, execution_options={"populate_existing": True}).all()
+    if not due_now:
         return None
+    # No report on the last request, though the peer took it.
+    overdue = [
+        delivery
+        for delivery, _, _ in due_now
+        if delivery.transaction_uid is not None and delivery.error in {None, NO_REPORT}
+    ]
+    asked = [
+        ledger.Subject(series_id=series_id, job_id=form.job_id, delivery_id=delivery.id)
+        for delivery, form, series_id in due_now
+        if not delivery.commit_attempts
+    ]
+    _take([delivery.id for delivery, _, _ in due_now], uid, held_until, session)
+    for delivery in overdue:
+        _note(delivery, "no_report", NO_REPORT, now=now, session=session)
+    lines = [(subject, {"transaction_uid": uid}) for subject in asked]
+    ledger.append_all(lines, "commitment_asked", now=now, session=session)
+    objects = [(str(form.sop_class_uid), str(form.sop_instance_uid)) for _, form, _ in due_now]
     return Transaction(uid=uid, destination=destination, objects=tuple(objects))
 
 
@@ -205,26 +213,26 @@ def report(
         Whether the transaction is known.
     """
     query = (
-        select(Delivery.id, ArtifactRow.sop_instance_uid, Delivery.destination)
+        select(Delivery, ArtifactRow.sop_instance_uid, ArtifactRow.job_id, Job.series_id)
         .join(ArtifactRow, ArtifactRow.id == Delivery.form_id)
+        .join(Job, Job.id == ArtifactRow.job_id)
         .where(Delivery.transaction_uid == transaction_uid)
         .order_by(Delivery.id)
+        .with_for_update(key_share=True, of=Delivery)
     )
-    rows = [
-        (each.id, str(each.sop_instance_uid))
-        for each in session.execute(query)
-        if by(each.destination)
-    ]
-    for delivery_id, uid in rows:
-        delivery = load(Delivery, delivery_id, session=session, lock=True)
-        asked = delivery.transaction_uid == transaction_uid
-        if delivery.state is not DeliveryState.SENT or not asked:
+    found = session.execute(query, execution_options={"populate_existing": True}).all()
+    rows = [each for each in found if by(each.Delivery.destination)]
+    for delivery, sop_instance_uid, job_id, series_id in rows:
+        uid = str(sop_instance_uid)
+        subject = ledger.Subject(series_id=series_id, job_id=job_id, delivery_id=delivery.id)
+        if delivery.state is not DeliveryState.SENT:
             continue
         if uid in failed:
-            _decline(delivery, *failed[uid], max_attempts, now, session)
+            _decline(delivery, subject, *failed[uid], max_attempts, now, session)
         elif uid in succeeded:
             _move(
                 delivery,
+                subject,
                 DeliveryEvent.COMMIT,
                 {"commit_at": None, "enqueued_at": None, "error": None, "finished_at": now},
                 {"transaction_uid": transaction_uid},
@@ -242,27 +250,19 @@ def unanswered(transaction_uid: str, *, session: Session) -> bool:
     return session.scalars(query.limit(1)).first() is not None
 
 
-def _take(delivery: Delivery, uid: str, held_until: datetime, session: Session) -> bool:
-    """Put the delivery into the request, unless another was faster."""
+def _take(delivery_ids: Sequence[int], uid: str, held_until: datetime, session: Session) -> None:
+    """Put deliveries that are locked into the request."""
     swap = (
         update(Delivery)
-        .where(
-            Delivery.id == delivery.id,
-            Delivery.state == DeliveryState.SENT,
-            Delivery.commit_at == delivery.commit_at,
-        )
+        .where(Delivery.id.in_(delivery_ids))
         .values(
             commit_at=held_until,
             commit_attempts=Delivery.commit_attempts + 1,
             transaction_uid=uid,
             enqueued_at=None,
         )
-        .returning(Delivery.id)
     )
-    taken = session.execute(swap, execution_options=_NO_SYNC).scalar_one_or_none() is not None
-    if taken:
-        session.refresh(delivery)
-    return taken
+    session.execute(swap, execution_options=_NO_SYNC)
 
 
 def _waiting(transaction_uid: str, *, session: Session) -> Sequence[Delivery]:
@@ -278,6 +278,7 @@ def _waiting(transaction_uid: str, *, session: Session) -> Sequence[Delivery]:
 
 def _decline(  # noqa: PLR0917 - one caller, right here
     delivery: Delivery,
+    subject: ledger.Subject,
     reason: int,
     meaning: str,
     max_attempts: int,
@@ -302,11 +303,12 @@ def _decline(  # noqa: PLR0917 - one caller, right here
         later = now + timedelta(seconds=backoff(max(delivery.attempts, 1)))
         values |= {"next_attempt_at": later, "finished_at": None}
         detail["next_attempt_at"] = later.isoformat()
-    _move(delivery, event, values, detail, now, session)
+    _move(delivery, subject, event, values, detail, now, session)
 
 
 def _move(  # noqa: PLR0917 - two callers, right here
     delivery: Delivery,
+    subject: ledger.Subject,
     event: DeliveryEvent,
     values: Mapping[str, Any],
     detail: Mapping[str, Any],
@@ -317,7 +319,7 @@ def _move(  # noqa: PLR0917 - two callers, right here
         delivery,
         DELIVERY,
         event,
-        subject=subject_of(delivery, session=session),
+        subject=subject,
         values=values,
         detail=detail,
         now=now,

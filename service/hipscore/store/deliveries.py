@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from hipscore.addresses import DicomWeb, Mllp
 from hipscore.addresses import destination as parse
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DELIVERY, DeliveryEvent, DeliveryState, IllegalMove
 from hipscore.store import ledger, retracting
-from hipscore.store.moves import LeaseLost, advance, clean, forfeited, load, nobody_died
+from hipscore.store.moves import (
+    LeaseLost,
+    NotFound,
+    advance,
+    clean,
+    forfeited,
+    load,
+    nobody_died,
+)
 from hipscore.store.tables import ArtifactRow, Delivery, Job
 
 _RELEASED: dict[str, Any] = {"lease": None, "lease_until": None, "enqueued_at": None}
@@ -51,11 +59,12 @@ def claim(
     hipscore.store.moves.NotFound
         If there is no such delivery.
     """
-    delivery = load(Delivery, delivery_id, session=session)
+    found = _found(delivery_id, session=session)
+    delivery, artifact = found.delivery, found.artifact
     early = delivery.next_attempt_at is not None and delivery.next_attempt_at > now
     if delivery.state is not DeliveryState.PENDING or early:
         return None
-    if _withdrawn(delivery, session=session):
+    if found.withdrawn_at is not None and not retracting.takes_back(artifact):
         stop(delivery, now=now, session=session)
         return None
     if retracting.waits(delivery, now=now, session=session):
@@ -64,7 +73,7 @@ def claim(
         delivery,
         DELIVERY,
         DeliveryEvent.CLAIM,
-        subject=subject_of(delivery, session=session),
+        subject=found.subject,
         values={
             "attempts": Delivery.attempts + 1,
             "lease": lease,
@@ -75,12 +84,7 @@ def claim(
         now=now,
         session=session,
     )
-    if not won:
-        return None
-    artifact = session.get_one(ArtifactRow, delivery.artifact_id)
-    return Parcel(
-        delivery=delivery, artifact=artifact, fallback=_fallback(artifact, session=session)
-    )
+    return Parcel(delivery=delivery, artifact=artifact, fallback=found.fallback) if won else None
 
 
 def sent(
@@ -99,7 +103,6 @@ def sent(
     commitment is to be asked for (:mod:`hipscore.store.commitment`), and is due at once.
     Raises LeaseLost.
     """
-    delivery = load(Delivery, delivery_id, session=session)
     _leave(
         delivery_id,
         DeliveryEvent.SENT,
@@ -107,14 +110,14 @@ def sent(
         values={
             "status": status,
             "error": None,
-            "form_id": delivery.artifact_id if form is None else form.id,
+            "form_id": Delivery.artifact_id if form is None else form.id,
             "commit_at": now if commit else None,
             "commit_attempts": 0,
             "transaction_uid": None,
             "finished_at": now,
         },
-        detail={
-            "status": shown(delivery.destination, status),
+        detail=lambda destination: {
+            "status": shown(destination, status),
             **({"artifact": form.kind.value} if form else {}),
         },
         now=now,
@@ -147,8 +150,8 @@ def postpone(
             "error": clean(error),
             "next_attempt_at": next_attempt_at,
         },
-        detail={
-            **_answer(delivery_id, status, error, session=session),
+        detail=lambda destination: {
+            **_answer(destination, status, error),
             "next_attempt_at": next_attempt_at.isoformat(),
             **({"also_waiting": also_waiting} if also_waiting else {}),
         },
@@ -182,7 +185,7 @@ def refuse(
             "form_id": form_id,
             "finished_at": now,
         },
-        detail=_answer(delivery_id, status, error, session=session),
+        detail=lambda destination: _answer(destination, status, error),
         now=now,
         session=session,
     )
@@ -203,7 +206,7 @@ def exhaust(
         DeliveryEvent.EXHAUST,
         lease=lease,
         values={"status": status, "error": clean(error), "finished_at": now},
-        detail=_answer(delivery_id, status, error, session=session),
+        detail=lambda destination: _answer(destination, status, error),
         now=now,
         session=session,
     )
@@ -388,20 +391,54 @@ def _withdrawn(delivery: Delivery, *, session: Session) -> bool:
     return session.scalars(query).one_or_none() is not None
 
 
-def _fallback(artifact: ArtifactRow, *, session: Session) -> ArtifactRow | None:
-    """The other form of the report, for a delivery of the report."""
-    if artifact.kind is not ArtifactKind.SR:
-        return None
-    query = select(ArtifactRow).where(
-        ArtifactRow.job_id == artifact.job_id, ArtifactRow.kind == ArtifactKind.SR_FALLBACK
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A delivery as it is in the database now, and what belongs to it."""
+
+    delivery: Delivery
+    artifact: ArtifactRow
+    fallback: ArtifactRow | None
+    subject: ledger.Subject
+    withdrawn_at: datetime | None
+
+
+def _found(delivery_id: int, *, session: Session) -> _Found:
+    """One statement: this is read before and after every object that is sent."""
+    other = aliased(ArtifactRow)
+    query = (
+        select(Delivery, ArtifactRow, other, Job.series_id, Job.withdrawn_at)
+        .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
+        .join(Job, Job.id == ArtifactRow.job_id)
+        .outerjoin(other, fallback_of(other))
+        .where(Delivery.id == delivery_id)
+        .execution_options(populate_existing=True)
     )
-    return session.scalars(query).one_or_none()
+    found = session.execute(query).one_or_none()
+    if found is None:
+        msg = f"there is no delivery {delivery_id}"
+        raise NotFound(msg)
+    delivery, artifact, fallback, series_id, withdrawn_at = found
+    return _Found(
+        delivery=delivery,
+        artifact=artifact,
+        fallback=fallback,
+        subject=ledger.Subject(
+            series_id=series_id, job_id=artifact.job_id, delivery_id=delivery_id
+        ),
+        withdrawn_at=withdrawn_at,
+    )
 
 
-def _answer(
-    delivery_id: int, status: int | None, error: str, *, session: Session
-) -> dict[str, Any]:
-    destination = load(Delivery, delivery_id, session=session).destination
+def fallback_of(other: Any) -> ColumnElement[bool]:
+    """The condition that an (aliased) artifact is the other form of the report of ArtifactRow."""
+    return and_(
+        ArtifactRow.kind == ArtifactKind.SR,
+        other.kind == ArtifactKind.SR_FALLBACK,
+        other.job_id == ArtifactRow.job_id,
+    )
+
+
+def _answer(destination: str, status: int | None, error: str) -> dict[str, Any]:
     return {"status": shown(destination, status), "error": clean(error)}
 
 
@@ -411,21 +448,25 @@ def _leave(
     *,
     lease: str,
     values: Mapping[str, Any],
-    detail: Mapping[str, Any],
+    detail: Callable[[str], Mapping[str, Any]],
     now: datetime,
     session: Session,
 ) -> None:
-    """Move a held delivery out of SENDING and give the lease back."""
-    delivery = load(Delivery, delivery_id, session=session)
+    """Move a held delivery out of SENDING and give the lease back.
+
+    ``detail`` is asked with the destination for the line of the ledger.
+    """
+    found = _found(delivery_id, session=session)
+    delivery = found.delivery
     held = delivery.state is DeliveryState.SENDING and delivery.lease == lease
     moved = held and advance(
         delivery,
         DELIVERY,
         event,
-        subject=subject_of(delivery, session=session),
+        subject=found.subject,
         lease=lease,
         values={**_RELEASED, **values},
-        detail=detail,
+        detail=detail(delivery.destination),
         now=now,
         session=session,
     )

@@ -8,6 +8,7 @@ write lock at its start instead of failing in its middle.
 from __future__ import annotations
 
 import json
+import select
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,13 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -160,9 +167,7 @@ def _engine(url: str, *, foreign_keys: bool) -> Engine:
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "postgresql+psycopg":
-        engine = create_engine(
-            parsed, json_serializer=_JSON, pool_pre_ping=True, connect_args=_LIBPQ
-        )
+        engine = create_engine(parsed, json_serializer=_JSON, connect_args=_LIBPQ)
         _prepare_postgresql(engine)
         return engine
     on_disk = parsed.database and parsed.database != ":memory:"
@@ -186,6 +191,21 @@ def _prepare_postgresql(engine: Engine) -> None:
         connection.execute(f"SET lock_timeout = {int(BUSY_SECONDS * 1000)}")
         connection.execute("SET idle_in_transaction_session_timeout = '60s'")
         connection.commit()
+
+    @event.listens_for(engine, "checkout")
+    def _on_checkout(connection: psycopg.Connection[Any], record: Any, proxy: Any) -> None:
+        # Instead of a question to the server before every transaction (pool_pre_ping): it has
+        # nothing to say on an idle connection but that it ended it, which the kernel knows.
+        del record, proxy
+        if connection.closed or _speaks(connection.fileno()):
+            raise DisconnectionError
+
+
+def _speaks(descriptor: int) -> bool:
+    """Whether there is anything to read, be it the end."""
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:

@@ -30,11 +30,13 @@ class Candidate:
     told: bool
 
 
-def unexplained(*, before: datetime, session: Session, limit: int = 100) -> list[str]:
+def unexplained(
+    *, before: datetime, horizon: timedelta = HORIZON, session: Session, limit: int = 100
+) -> list[str]:
     """Studies that would go without a word, by UID, longest silent first.
 
     All their series are closed and none is matched, at least one is ignored because no rule
-    matched it, and nothing came since ``before``.
+    matched it, and nothing came since ``before``, but within the ``horizon`` before that.
     """
     other = aliased(Series)
     in_work = exists().where(
@@ -48,7 +50,7 @@ def unexplained(*, before: datetime, session: Session, limit: int = 100) -> list
             Series.state == SeriesState.IGNORED,
             Series.match_rule == NO_RULE,
             Series.last_received_at < before,
-            Series.last_received_at >= before - HORIZON,
+            Series.last_received_at >= before - horizon,
             stored,
             ~in_work,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from hipscore.domain import ArtifactKind
@@ -141,6 +141,7 @@ def finish(
     artifacts: Sequence[StoredArtifact],
     destinations: Sequence[str],
     timings: Mapping[str, float],
+    engine: Mapping[str, Any] | None = None,
     travels: Callable[[str, ArtifactKind], bool] = _dicom_results,
     now: datetime,
     session: Session,
@@ -174,6 +175,7 @@ def finish(
         values={
             "result": dict(result),
             "timings": dict(timings),
+            "engine": dict(engine) if engine is not None else None,
             "reason_code": reason.get("code"),
             "error": None,
             "finished_at": now,
@@ -182,17 +184,16 @@ def finish(
         now=now,
         session=session,
     )
-    rows = [artifact_row(job_id, artifact, now) for artifact in artifacts]
-    session.add_all(rows)
-    session.flush()
+    rows = _add_artifacts(job_id, artifacts, now=now, session=session)
     goes_to = [each for each in destinations if any(travels(each, row.kind) for row in rows)]
     performing.finished(job, rows, goes_to, now=now, session=session)
-    return [
-        open_delivery(job, row, destination, now=now, session=session)
+    parcels = [
+        (row, destination)
         for row in rows
         for destination in dict.fromkeys(destinations)
         if row.kind is not ArtifactKind.SR_FALLBACK and travels(destination, row.kind)
     ]
+    return open_deliveries(job, parcels, now=now, session=session)
 
 
 def postpone(
@@ -413,39 +414,68 @@ def _leave(
 
 def artifact_row(job_id: int, artifact: StoredArtifact, now: datetime) -> ArtifactRow:
     """The line of an artifact whose bytes lie in the spool."""
-    return ArtifactRow(
-        job_id=job_id,
-        kind=artifact.kind,
-        number=artifact.number,
-        media_type=artifact.media_type,
-        spool_key=artifact.spool_key,
-        sha256=artifact.sha256,
-        size=artifact.size,
-        sop_class_uid=artifact.sop_class_uid,
-        sop_instance_uid=artifact.sop_instance_uid,
-        created_at=now,
-    )
+    return ArtifactRow(**_artifact_columns(job_id, artifact, now))
 
 
 def open_delivery(
     job: Job, artifact: ArtifactRow, destination: str, *, now: datetime, session: Session
 ) -> int:
     """Add a PENDING delivery, and its line in the ledger; returns its id."""
-    delivery = Delivery(
-        artifact_id=artifact.id,
-        destination=destination,
-        state=DeliveryState.PENDING,
-        attempts=0,
-        created_at=now,
-    )
-    session.add(delivery)
-    session.flush()
-    ledger.append(
-        ledger.Subject(series_id=job.series_id, job_id=job.id, delivery_id=delivery.id),
-        "open",
-        to_state=DeliveryState.PENDING,
-        detail={"artifact": artifact.kind.value, "destination": destination},
-        now=now,
-        session=session,
-    )
-    return delivery.id
+    return open_deliveries(job, [(artifact, destination)], now=now, session=session)[0]
+
+
+def open_deliveries(
+    job: Job,
+    parcels: Sequence[tuple[ArtifactRow, str]],
+    *,
+    now: datetime,
+    session: Session,
+) -> list[int]:
+    """Add a PENDING delivery for each artifact and destination; their ids in this order."""
+    if not parcels:
+        return []
+    new = {"state": DeliveryState.PENDING, "attempts": 0, "created_at": now}
+    rows = [
+        {"artifact_id": artifact.id, "destination": destination, **new}
+        for artifact, destination in parcels
+    ]
+    # one statement, whose answer may come in any order
+    added = insert(Delivery).returning(Delivery.id, Delivery.artifact_id, Delivery.destination)
+    ids = {(row.artifact_id, row.destination): row.id for row in session.execute(added, rows)}
+    opened = [ids[artifact.id, destination] for artifact, destination in parcels]
+    lines = [
+        (
+            ledger.Subject(series_id=job.series_id, job_id=job.id, delivery_id=delivery_id),
+            {"artifact": artifact.kind.value, "destination": destination},
+        )
+        for delivery_id, (artifact, destination) in zip(opened, parcels, strict=True)
+    ]
+    ledger.append_all(lines, "open", to_state=DeliveryState.PENDING, now=now, session=session)
+    return opened
+
+
+def _add_artifacts(
+    job_id: int, artifacts: Sequence[StoredArtifact], *, now: datetime, session: Session
+) -> list[ArtifactRow]:
+    """Their rows, in this order."""
+    if not artifacts:
+        return []
+    rows = [_artifact_columns(job_id, each, now) for each in artifacts]
+    added = session.scalars(insert(ArtifactRow).returning(ArtifactRow), rows)
+    made = {(row.kind, row.number): row for row in added}
+    return [made[each.kind, each.number] for each in artifacts]
+
+
+def _artifact_columns(job_id: int, artifact: StoredArtifact, now: datetime) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "kind": artifact.kind,
+        "number": artifact.number,
+        "media_type": artifact.media_type,
+        "spool_key": artifact.spool_key,
+        "sha256": artifact.sha256,
+        "size": artifact.size,
+        "sop_class_uid": artifact.sop_class_uid,
+        "sop_instance_uid": artifact.sop_instance_uid,
+        "created_at": now,
+    }

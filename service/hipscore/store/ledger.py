@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, insert, select
 from sqlalchemy.orm import Session
 
 from hipscore.store.tables import Event, Series
+
+_ADD: Final = insert(cast("Table", Event.__table__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +36,42 @@ def append(
     session: Session,
 ) -> None:
     """Add one line. ``detail`` is JSON without anything that identifies a patient."""
-    session.add(
-        Event(
-            at=now,
-            series_id=subject.series_id,
-            job_id=subject.job_id,
-            delivery_id=subject.delivery_id,
-            what=what,
-            from_state=from_state,
-            to_state=to_state,
-            detail=dict(detail or {}),
-        )
+    append_all(
+        [(subject, detail or {})],
+        what,
+        from_state=from_state,
+        to_state=to_state,
+        now=now,
+        session=session,
     )
+
+
+def append_all(
+    lines: Sequence[tuple[Subject, Mapping[str, Any]]],
+    what: str,
+    *,
+    from_state: StrEnum | None = None,
+    to_state: StrEnum | None = None,
+    now: datetime,
+    session: Session,
+) -> None:
+    """Add a line each, with its detail, to several to whom the same happened; one statement."""
+    rows = [
+        {
+            "at": now,
+            "series_id": subject.series_id,
+            "job_id": subject.job_id,
+            "delivery_id": subject.delivery_id,
+            "what": what,
+            "from_state": from_state,
+            "to_state": to_state,
+            "detail": dict(detail),
+        }
+        for subject, detail in lines
+    ]
+    if rows:
+        # into the table, not through the mapped class: nobody asks for the new ids
+        session.connection().execute(_ADD, rows)
 
 
 def of_series(series_instance_uid: str, *, session: Session) -> Sequence[Event]:

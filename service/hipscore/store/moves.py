@@ -17,6 +17,8 @@ from hipscore.store.tables import Delivery, Job, Series
 Row = TypeVar("Row", Series, Job, Delivery)
 #: error texts are cut to this length before they are stored
 TEXT_LIMIT = 2000
+#: what RETURNING brings back is what the session knows of the row from now on
+_AS_WRITTEN: Any = {"synchronize_session": False, "populate_existing": True}
 
 
 def clean(text: str) -> str:
@@ -101,11 +103,9 @@ def advance(
     swap = update(kind).where(kind.id == row.id, kind.state == before)
     if lease is not None and not isinstance(row, Series):
         swap = swap.where(type(row).lease == lease)
-    swap = swap.values(state=after, **(values or {})).returning(kind.id)
-    moved = session.execute(swap, execution_options={"synchronize_session": False})
-    if moved.scalar_one_or_none() is None:
+    swap = swap.values(state=after, **(values or {})).returning(kind)
+    if session.scalars(swap, execution_options=_AS_WRITTEN).one_or_none() is None:
         return False
-    session.refresh(row)
     ledger.append(
         subject,
         event.value,

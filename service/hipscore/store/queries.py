@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
+from hipscore.store import tallies
 from hipscore.store.summary import rank
 from hipscore.store.tables import ArtifactRow, Delivery, Instance, Job, Series, Study
 
@@ -156,6 +157,7 @@ def study(study_instance_uid: str, *, session: Session) -> StudyDetail | None:
         return None
     images = _images([series.id for series in members], session=session)
     details = _jobs_of_studies([study_instance_uid], current=False, session=session)
+    superseded = {d.job.supersedes_id for d in details}
     return StudyDetail(
         study_instance_uid=study_instance_uid,
         series=tuple(
@@ -166,7 +168,7 @@ def study(study_instance_uid: str, *, session: Session) -> StudyDetail | None:
             )
             for series in members
         ),
-        job=latest_job_of_study(study_instance_uid, session=session),
+        job=_speaking(d for d in details if d.job.id not in superseded),
     )
 
 
@@ -193,30 +195,34 @@ def jobs(
 
 
 def counts(*, session: Session) -> Counts:
-    """Rows by state, for the metrics."""
-    by_series = dict(
-        session.execute(select(Series.state, func.count()).group_by(Series.state)).all()
-    )
-    by_job = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
-    by_delivery = dict(
-        session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all()
-    )
-    oldest = select(func.min(Job.created_at)).where(Job.state == JobState.QUEUED)
-    undelivered = select(func.min(Delivery.created_at)).where(Delivery.state.in_(_UNDELIVERED))
+    """Rows by state, for the metrics; nothing is counted row by row."""
+    known = tallies.by_state(session=session)
+    waits = and_(Delivery.state == DeliveryState.SENT, Delivery.commit_at.is_not(None))
     uncommitted, sent_at = session.execute(
-        select(func.count(), func.min(Delivery.finished_at)).where(
-            Delivery.state == DeliveryState.SENT, Delivery.commit_at.is_not(None)
-        )
+        select(func.count(), func.min(Delivery.finished_at)).where(waits)
     ).one()
     return Counts(
-        series={state: by_series.get(state, 0) for state in SeriesState},
-        jobs={state: by_job.get(state, 0) for state in JobState},
-        deliveries={state: by_delivery.get(state, 0) for state in DeliveryState},
-        oldest_queued_at=session.scalar(oldest),
-        oldest_undelivered_at=session.scalar(undelivered),
+        series={state: known.get(("series", state.value), 0) for state in SeriesState},
+        jobs={state: known.get(("jobs", state.value), 0) for state in JobState},
+        deliveries={state: known.get(("deliveries", state.value), 0) for state in DeliveryState},
+        oldest_queued_at=_oldest(Job, (JobState.QUEUED,), session=session),
+        oldest_undelivered_at=_oldest(Delivery, _UNDELIVERED, session=session),
         uncommitted=uncommitted,
         oldest_uncommitted_at=sent_at,
     )
+
+
+def _oldest(
+    kind: type[Job | Delivery],
+    states: Sequence[JobState | DeliveryState],
+    *,
+    session: Session,
+) -> datetime | None:
+    """When the oldest row in these states was made; ids follow the time."""
+    first = [
+        select(func.min(kind.id)).where(kind.state == state).scalar_subquery() for state in states
+    ]
+    return session.scalar(select(func.min(kind.created_at)).where(kind.id.in_(first)))
 
 
 def _speaking(details: Iterable[JobDetail]) -> JobDetail | None:
@@ -236,7 +242,7 @@ def _jobs_of_studies(
 def _details(
     conditions: Sequence[ColumnElement[bool]], *, session: Session, limit: int | None = None
 ) -> list[JobDetail]:
-    """Jobs newest first, with everything that hangs on them, in three statements."""
+    """Jobs newest first, with everything that hangs on them, in two statements."""
     query = (
         select(Job, Series)
         .join(Series, Series.id == Job.series_id)
@@ -245,25 +251,24 @@ def _details(
     )
     rows = session.execute(query.limit(limit)).all()
     job_ids = [each.id for each, _ in rows]
-    artifacts: dict[int, list[ArtifactRow]] = {job_id: [] for job_id in job_ids}
-    for made in session.scalars(
-        select(ArtifactRow).where(ArtifactRow.job_id.in_(job_ids)).order_by(ArtifactRow.id)
-    ):
-        artifacts[made.job_id].append(made)
+    artifacts: dict[int, dict[int, ArtifactRow]] = {job_id: {} for job_id in job_ids}
     deliveries: dict[int, list[Delivery]] = {job_id: [] for job_id in job_ids}
-    for delivery, job_id in session.execute(
-        select(Delivery, ArtifactRow.job_id)
-        .join(ArtifactRow, ArtifactRow.id == Delivery.artifact_id)
+    hanging = (
+        select(ArtifactRow, Delivery)
+        .outerjoin(Delivery, Delivery.artifact_id == ArtifactRow.id)
         .where(ArtifactRow.job_id.in_(job_ids))
-        .order_by(Delivery.id)
-    ):
-        deliveries[job_id].append(delivery)
+        .order_by(ArtifactRow.id, Delivery.id)
+    )
+    for made, delivery in session.execute(hanging) if job_ids else ():
+        artifacts[made.job_id][made.id] = made
+        if delivery is not None:
+            deliveries[made.job_id].append(delivery)
     return [
         JobDetail(
             job=each,
             series=series,
-            artifacts=tuple(artifacts[each.id]),
-            deliveries=tuple(deliveries[each.id]),
+            artifacts=tuple(artifacts[each.id].values()),
+            deliveries=tuple(sorted(deliveries[each.id], key=lambda row: row.id)),
         )
         for each, series in rows
     ]

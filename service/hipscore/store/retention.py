@@ -1,4 +1,6 @@
-"""Which files may go, and writing down that they went. Rows and the ledger stay for ever.
+"""Which files may go, and writing down that they went.
+
+Rows and the ledger stay, unless the site wants otherwise (:mod:`hipscore.store.forgetting`).
 
 The policy is :func:`images_needed_until` and :func:`results_needed_until`: functions of a few
 facts. The rest asks it about every series, and again, with the series locked, before it marks
@@ -13,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from sqlalchemy import Row, exists, func, or_, select, update
+from sqlalchemy import Row, Select, func, literal_column, or_, select, update
 from sqlalchemy.orm import Session
 
 from hipscore.domain import ArtifactKind
@@ -25,8 +27,12 @@ from hipscore.store.tables import ArtifactRow, Delivery, Event, Instance, Job, J
 
 #: ``reason_code`` of a FAILED job whose images were purged before it was done
 IMAGES_PURGED = "images_purged"
-#: results that may be sent somewhere: DICOM objects and HL7 messages
-_SENT = or_(ArtifactRow.sop_class_uid.is_not(None), ArtifactRow.kind == ArtifactKind.ORU)
+#: results that may be sent somewhere: DICOM objects and HL7 messages (a constant in the
+#: statement, so that the index of those that are here serves it)
+SENT = or_(
+    ArtifactRow.sop_class_uid.is_not(None),
+    ArtifactRow.kind == literal_column(f"'{ArtifactKind.ORU.value}'"),
+)
 _UNFINISHED = {JobState.QUEUED, JobState.ANALYSING}
 _PAGE = 200
 
@@ -36,6 +42,7 @@ class What(StrEnum):
 
     IMAGES = "images"
     RESULTS = "results"
+    ROWS = "rows"
 
 
 class ImagesPurged(Exception):
@@ -76,7 +83,7 @@ class DeliveryFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lot:
-    """Files that go together: the images of one series, or the results of one job.
+    """What goes together: the images of one series, the results of one job, a study's rows.
 
     ``since`` is when they were needed last, ``size`` their bytes.
     """
@@ -132,14 +139,12 @@ def _all_arrived(deliveries: Sequence[DeliveryFacts]) -> bool:
 
 def spare_images(*, before: datetime, failed: bool = False, session: Session) -> list[Lot]:
     """Images not needed since ``before``, those needed longest ago first."""
-    stored = exists().where(Instance.series_id == Series.id, Instance.purged_at.is_(None))
-    query = select(Series.id).where(
-        Series.state.in_((SeriesState.MATCHED, SeriesState.IGNORED)),
-        Series.last_received_at < before,
-        stored,
+    # from the images that are here, by an index of these alone: not from all series ever
+    stored = select(Instance.series_id).where(
+        Instance.purged_at.is_(None), Instance.received_at < before
     )
     lots = []
-    for page in _pages(session.scalars(query.order_by(Series.id)).all()):
+    for page in _pages(_distinct(stored, session=session)):
         counts = _images(page, session=session)
         for series, its_jobs, deliveries in _standing(page, session=session):
             since = images_needed_until(series, its_jobs, deliveries, failed=failed)
@@ -151,14 +156,14 @@ def spare_images(*, before: datetime, failed: bool = False, session: Session) ->
 
 def spare_results(*, before: datetime, session: Session) -> list[Lot]:
     """Results that arrived everywhere before ``before``, the oldest first."""
-    stored = exists().where(
-        ArtifactRow.job_id == Job.id,
-        ArtifactRow.purged_at.is_(None),
-        _SENT,
+    stored = select(ArtifactRow.job_id).where(
+        ArtifactRow.purged_at.is_(None), ArtifactRow.created_at < before, SENT
     )
-    query = select(Job.series_id).where(Job.finished_at < before, stored).distinct()
+    found: set[int] = set()
+    for page in _pages(_distinct(stored, session=session)):
+        found |= set(session.scalars(select(Job.series_id).where(Job.id.in_(page))))
     lots = []
-    for page in _pages(session.scalars(query.order_by(Job.series_id)).all()):
+    for page in _pages(sorted(found)):
         for series, its_jobs, deliveries in _standing(page, session=session):
             ids = [job.id for job in its_jobs]
             counts = _results(ids, session=session)
@@ -225,7 +230,7 @@ def _mark_results(lot: Lot, now: datetime, session: Session) -> Sequence[Row[str
         .where(
             ArtifactRow.job_id == lot.job_id,
             ArtifactRow.purged_at.is_(None),
-            _SENT,  # the rest is never sent anywhere
+            SENT,  # the rest is never sent anywhere
         )
         .values(purged_at=now)
         .returning(ArtifactRow.spool_key, ArtifactRow.size)
@@ -310,6 +315,11 @@ def _purged_at(job_id: int, *, session: Session) -> datetime | None:
     return session.scalar(query)
 
 
+def _distinct(ids: Select[int], *, session: Session) -> list[int]:
+    """Each id once, in order. With DISTINCT SQLite would leave the index of what is here."""
+    return sorted(set(session.scalars(ids, execution_options={"yield_per": 10_000})))
+
+
 def _standing(
     series_ids: Sequence[int], *, session: Session
 ) -> Iterator[tuple[SeriesFacts, list[JobFacts], list[DeliveryFacts]]]:
@@ -361,7 +371,7 @@ def _results(job_ids: Sequence[int], *, session: Session) -> dict[int, tuple[int
     query = select(ArtifactRow.job_id, func.count(), func.sum(ArtifactRow.size)).where(
         ArtifactRow.job_id.in_(job_ids),
         ArtifactRow.purged_at.is_(None),
-        _SENT,
+        SENT,
     )
     return _by_owner(session.execute(query.group_by(ArtifactRow.job_id)).all())
 

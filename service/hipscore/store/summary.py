@@ -38,25 +38,29 @@ def rank(job: Job) -> tuple[int, int]:
 
 def refresh(series_id: int, *, now: datetime, session: Session) -> None:
     """Write down what speaks for the study of this series now."""
-    series = session.get_one(Series, series_id)
     # First the line, then its jobs: of two series that finish together, the second writes
     # what both have come to. (SQLite has only one writer.)
-    line = select(Study.id).where(Study.study_instance_uid == series.study_instance_uid)
-    session.execute(line.with_for_update(key_share=True))
+    line = (
+        select(Study.id, Study.study_instance_uid)
+        .join(Series, Series.study_instance_uid == Study.study_instance_uid)
+        .where(Series.id == series_id)
+        .with_for_update(key_share=True, of=Study)
+    )
+    found = session.execute(line).one_or_none()
+    if found is None:
+        return
     later = aliased(Job)
     current = (
         select(Job)
         .join(Series, Series.id == Job.series_id)
         .where(
-            Series.study_instance_uid == series.study_instance_uid,
+            Series.study_instance_uid == found.study_instance_uid,
             ~exists().where(later.supersedes_id == Job.id),
         )
     )
     job = min(session.scalars(current), key=rank, default=None)
     session.execute(
-        update(Study)
-        .where(Study.study_instance_uid == series.study_instance_uid)
-        .values(**_outcome(job), updated_at=now),
+        update(Study).where(Study.id == found.id).values(**_outcome(job), updated_at=now),
         execution_options={"synchronize_session": False},
     )
 

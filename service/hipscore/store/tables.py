@@ -27,6 +27,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -88,6 +89,11 @@ class Base(DeclarativeBase):
     }
 
 
+def _only(name: str, *columns: str, where: str) -> Index:
+    """An index of the few rows of a large table that something is still to be done about."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
 # ids are never used twice (sqlite_autoincrement): a late message must not hit another row
 _AUTOINCREMENT = {"sqlite_autoincrement": True}
 
@@ -137,10 +143,11 @@ class Study(Base):
         Index(None, "priority", "newest_series_id"),
         Index(None, "patient_key", "study_date"),
         Index(None, "accession_number"),
+        Index(None, "job_id"),
         Index(None, "patient_id"),
         # for LIKE 'DOE%' whatever the collation of the database is
         Index(None, "patient_name", postgresql_ops={"patient_name": "text_pattern_ops"}),
-        Index(None, "study_date"),
+        Index(None, "study_date", "newest_series_id"),
         _AUTOINCREMENT,
     )
 
@@ -183,6 +190,12 @@ class Instance(Base):
         Index(None, "series_id"),
         Index(None, "association_id"),
         Index(None, "spool_key"),
+        _only(
+            "ix_instances_open_received_at_series_id",
+            "received_at",
+            "series_id",
+            where="purged_at IS NULL",
+        ),
         _AUTOINCREMENT,
     )
 
@@ -211,7 +224,8 @@ class Job(Base):
     ``key`` is :func:`hipscore.lifecycle.job_key`; ``supersedes_id`` the previous job of
     the series. ``withdrawn_at`` is when an operator retracted its result. ``lease`` and
     ``lease_until`` are set while a worker holds it; ``enqueued_at`` is when a broker message
-    was last sent for it.
+    was last sent for it. ``engine`` is what ran the networks: provider, precision, version of
+    the runtime, device.
     """
 
     __tablename__ = "jobs"
@@ -242,6 +256,7 @@ class Job(Base):
     reason_code: Mapped[str | None] = mapped_column(String(64))
     result: Mapped[dict[str, Any] | None]
     timings: Mapped[dict[str, Any] | None]
+    engine: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     withdrawn_at: Mapped[datetime | None]
@@ -268,6 +283,12 @@ class ArtifactRow(Base):
         UniqueConstraint("job_id", "kind", "number"),
         Index(None, "spool_key"),
         Index(None, "sop_instance_uid"),
+        _only(
+            "ix_artifacts_open_created_at_job_id",
+            "created_at",
+            "job_id",
+            where="purged_at IS NULL AND (sop_class_uid IS NOT NULL OR kind = 'oru')",
+        ),
         _AUTOINCREMENT,
     )
 
@@ -314,6 +335,15 @@ class Delivery(Base):
         Index(None, "state", "lease_until"),
         Index(None, "state", "commit_at"),
         Index(None, "transaction_uid"),
+        Index(None, "form_id"),
+        _only(
+            "ix_deliveries_open_id",
+            "id",
+            # as hipscore.store.outbox.OPEN says it: neither database proves more
+            where="state IN ('PENDING', 'SENDING', 'EXHAUSTED')"
+            " OR (state IN ('REFUSED') AND form_id IS NULL)"
+            " OR (state IN ('SENT') AND commit_at IS NOT NULL)",
+        ),
         _AUTOINCREMENT,
     )
 
@@ -337,10 +367,16 @@ class Delivery(Base):
 
 
 class Event(Base):
-    """One line of the ledger. Rows are only ever added."""
+    """One line of the ledger. Rows are added, and go only with all of their series."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "series_id", "id"), _AUTOINCREMENT)
+    __table_args__ = (
+        Index(None, "series_id", "id"),
+        Index(None, "job_id"),
+        Index(None, "delivery_id"),
+        _only("ix_events_open_id", "id", where="what IN ('conflict', 'misplaced')"),
+        _AUTOINCREMENT,
+    )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     at: Mapped[datetime]
@@ -351,6 +387,32 @@ class Event(Base):
     from_state: Mapped[str | None] = mapped_column(String(16))
     to_state: Mapped[str | None] = mapped_column(String(16))
     detail: Mapped[dict[str, Any]]
+
+
+class Tally(Base):
+    """So many rows of the table ``what`` came into ``state`` (or, below zero, left it).
+
+    Written by triggers on series, jobs and deliveries; the sum is how many are in the state.
+    """
+
+    __tablename__ = "tallies"
+    __table_args__ = (_AUTOINCREMENT,)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    what: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int] = mapped_column(BigInteger)
+
+
+class Removal(Base):
+    """A series whose rows are being deleted: a trigger lets lines of its ledger go.
+
+    Empty outside of the transactions of :mod:`hipscore.store.forgetting`.
+    """
+
+    __tablename__ = "removals"
+
+    series_id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=False)
 
 
 class EarlierReport(Base):

@@ -7,7 +7,7 @@ hundred thousand studies costs as much as that of ten. Pages are cut by keyset.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -213,6 +213,11 @@ def _conditions(wanted: Wanted, *, session: Session) -> list[ColumnElement[bool]
         if first is None:
             return None
         found.append(Study.newest_series_id >= first)
+    if wanted.study_to and wanted.study_to != wanted.study_from:
+        last = _last_until(wanted.study_to, wanted.study_from or "", session=session)
+        if last is None:
+            return None
+        found.append(Study.newest_series_id <= last)
     return found
 
 
@@ -233,6 +238,9 @@ def _by_outcome(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
 
 
 def _by_study(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
+    if wanted.study_from and wanted.study_from == wanted.study_to:
+        yield Study.study_date == wanted.study_from  # the index has them in order
+        wanted = replace(wanted, study_from=None, study_to=None)
     if wanted.study_from:
         yield Study.study_date >= wanted.study_from
     if wanted.study_to:
@@ -257,6 +265,27 @@ def _first_since(when: datetime, *, session: Session) -> int | None:
     """Id of the first series that began to arrive at ``when`` or later; ids follow the time."""
     query = select(Series.id).where(Series.first_received_at >= when)
     return session.scalar(query.order_by(Series.first_received_at, Series.id).limit(1))
+
+
+def _last_until(date: str, first: str, *, session: Session) -> int | None:
+    """Highest ``newest_series_id`` of the studies of these dates; None if there are none.
+
+    Without it a page of old studies would begin with a look at all younger ones. One look into
+    the index for each date that there is, not for each study.
+    """
+    of_dates = and_(Study.study_date > "", Study.study_date >= first)
+    newest = select(func.max(Study.study_date).label("date")).where(
+        of_dates, Study.study_date <= date
+    )
+    days = newest.cte("days", recursive=True)
+    before = select(func.max(Study.study_date)).where(of_dates, Study.study_date < days.c.date)
+    days = days.union_all(
+        select(before.correlate(days).scalar_subquery()).where(days.c.date.is_not(None))
+    )
+    last = select(func.max(Study.newest_series_id)).where(Study.study_date == days.c.date)
+    highest = select(func.max(last.correlate(days).scalar_subquery())).select_from(days)
+    found: int | None = session.scalar(highest)
+    return found
 
 
 def _begins_with(text: str) -> ColumnElement[bool]:

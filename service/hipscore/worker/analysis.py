@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,7 +21,7 @@ from hipscore.reporting import ReportContext, SopReference, assessed, uids
 from hipscore.reporting.result import result_json
 from hipscore.spool import Spool
 from hipscore.store import engine as database
-from hipscore.store import jobs, retention
+from hipscore.store import jobs, retention, together
 from hipscore.store.binding import rebind
 from hipscore.store.jobs import StoredArtifact
 from hipscore.store.moves import LeaseLost, NotFound
@@ -67,15 +68,15 @@ def analyse(job_id: int, at: Bench) -> None:
     except Exception as error:  # noqa: BLE001 - whatever went wrong belongs to this job alone
         _give_up(job, lease, error, at)
     else:
+        announce_deliveries(ids, at, remember=False)
         spent = time.perf_counter() - started
         log.info("job %d %s in %.2fs: %s", job_id, outcome, spent, watch)
-        announce_deliveries(ids, at)
 
 
 def _perform(
     job: Job, lease: str, watch: Stopwatch, segmenter: Segmenter, at: Bench
 ) -> tuple[list[int], str]:
-    """Analyse, report, store, finish. Returns the ids of the deliveries and the outcome."""
+    """Analyse, report, store, finish. Returns ids of deliveries to announce, and the outcome."""
     stage = _renewing(job, lease, watch, at)
     with watch.stage("read"), database.transaction(at.sessions) as session:
         retention.require_images(job.id, session=session)
@@ -118,6 +119,7 @@ def _perform(
         status="scored" if analysis.findings.scored else "not_scorable",
         findings=analysis.findings,
         card=segmenter.card,
+        engine=segmenter.engine,
         created_at=context.created_at,
         supersedes=None if predecessor is None else predecessor.sop_instance_uid,
         assessment=assessed(analysis.findings, segmenter.card, context),
@@ -127,7 +129,7 @@ def _perform(
 
     def finish() -> list[int]:
         with database.transaction(at.sessions) as session:
-            return jobs.finish(
+            opened = jobs.finish(
                 job.id,
                 lease=lease,
                 state=JobState.ANALYSED if analysis.findings.scored else JobState.NOT_SCORABLE,
@@ -138,9 +140,11 @@ def _perform(
                     at.rules, series.match_rule, destination, kind, came=_came(series)
                 ),
                 timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
+                engine=asdict(segmenter.engine),
                 now=now_utc(),
                 session=session,
             )
+            return together.leading(opened, session=session)
 
     ids = _persistently(finish)
     reason = analysis.findings.reason

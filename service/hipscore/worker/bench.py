@@ -20,7 +20,7 @@ from hipscore.keeping.rules import load_rules
 from hipscore.routing import Rules
 from hipscore.settings import Settings
 from hipscore.spool import Spool
-from hipscore.store import deliveries, jobs
+from hipscore.store import deliveries, jobs, rehearsal
 from hipscore.store import engine as database
 from hipscore.worker.memory import Memory
 
@@ -73,25 +73,44 @@ def bench(
     )
 
 
+def warm(at: Bench) -> None:
+    """Pay at start what the first task would pay: connections, and composing every statement.
+
+    One analysis is led through the database and taken back again: nobody ever sees it. What
+    cannot be had now is paid for later.
+    """
+    queue.warm(at.broker)
+    try:
+        with at.sessions() as session:
+            rehearsal.play(now=now_utc(), session=session)
+            session.rollback()
+    except SQLAlchemyError as error:
+        log.warning("the first task will be slower: %s", describe(error))
+
+
 def announce_jobs(ids: Sequence[int], at: Bench) -> bool:
     """Tell the workers about these jobs; False when the broker is down."""
     return _announce(ids, queue.enqueue_analyse, jobs.enqueued, at)
 
 
-def announce_deliveries(ids: Sequence[int], at: Bench) -> bool:
-    """Tell the workers about these deliveries; False when the broker is down."""
-    return _announce(ids, queue.enqueue_deliver, deliveries.enqueued, at)
+def announce_deliveries(ids: Sequence[int], at: Bench, *, remember: bool = True) -> bool:
+    """Tell the workers about these deliveries; False when the broker is down.
+
+    With ``remember``, the reaper does not announce them again for a while. Who has just made
+    them due spares that transaction: they are taken at once, or announced once more in vain.
+    """
+    return _announce(ids, queue.enqueue_deliver, deliveries.enqueued if remember else None, at)
 
 
-def announce_commitments(ids: Sequence[int], at: Bench) -> bool:
+def announce_commitments(ids: Sequence[int], at: Bench, *, remember: bool = True) -> bool:
     """Tell the workers that what was sent like these is to be committed to; as above."""
-    return _announce(ids, queue.enqueue_commit, deliveries.enqueued, at)
+    return _announce(ids, queue.enqueue_commit, deliveries.enqueued if remember else None, at)
 
 
 def _announce(
     ids: Sequence[int],
     publish: Callable[[Celery, int], bool],
-    remember: Callable[..., None],
+    remember: Callable[..., None] | None,
     at: Bench,
 ) -> bool:
     """Publish until the broker fails; remember what was published. Whether all was."""
@@ -100,7 +119,7 @@ def _announce(
         if not publish(at.broker, row_id):
             break
         published.append(row_id)
-    if published:
+    if published and remember is not None:
         try:
             with database.transaction(at.sessions) as session:
                 remember(published, now=now_utc(), session=session)

@@ -1,4 +1,4 @@
-"""One delivery: claim, send the stored bytes, record what the peer answered.
+"""Deliveries: claim, send the stored bytes, record what the peer answered, claim the next.
 
 How they travel is the destination's business: C-STORE, STOW-RS, or HL7 over MLLP. What follows
 from the answer (:class:`hipscore.domain.Outcome`) is the same for all of them.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,12 @@ from hipscore.addresses import DicomWeb, Mllp, Peer
 from hipscore.addresses import destination as parse
 from hipscore.domain import ArtifactKind, Outcome, Transient
 from hipscore.lease import token
-from hipscore.store import deliveries, replacing
+from hipscore.store import deliveries, replacing, together
 from hipscore.store import engine as database
 from hipscore.store.deliveries import Parcel
 from hipscore.store.moves import LeaseLost, NotFound
 from hipscore.store.tables import ArtifactRow, Delivery
+from hipscore.store.together import Sibling
 from hipscore.store.waiting import peer_is_back, wait_for_peer
 from hipscore.worker.bench import (
     Bench,
@@ -52,61 +55,143 @@ log = logging.getLogger(__name__)
 
 
 def deliver(delivery_id: int, at: Bench) -> None:
-    """Send one artifact to one destination, if it is due and nobody else is sending it."""
+    """Send one artifact to one destination, if it is due and nobody else is sending it.
+
+    What else of its job is due there follows, one by one over the same association. Each has
+    its own claim and its own outcome: whatever becomes of one, the others stay PENDING until
+    it is their turn.
+    """
     lease = token()
     try:
         with database.transaction(at.sessions) as session:
             parcel = deliveries.claim(delivery_id, lease=lease, **term(at), session=session)
+            rest = _follows(parcel, session=session)
     except (Transient, SQLAlchemyError, NotFound) as error:
         log.warning("delivery %d cannot be claimed: %s", delivery_id, describe(error))
         return
     if parcel is None:
         return
+    carrier = _carrier(parcel, rest, at)
+    tour = _Tour(lease=lease, rest=deque(each.id for each in rest))
+    try:
+        while parcel is not None:
+            parcel = _deliver_next(parcel, tour, carrier, at)
+    finally:
+        if carrier is not None:
+            carrier.close()
+    if tour.commits:
+        announce_commitments([tour.commits], at, remember=False)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tour:
+    """What one worker sends to one destination, one after the other.
+
+    ``rest``: what may follow. ``delivered``: the last that arrived. ``commits``: one whose
+    commitment is to be announced.
+    """
+
+    lease: str
+    rest: deque[int]
+    delivered: int | None = None
+    commits: int | None = None
+
+
+def _follows(parcel: Parcel | None, *, session: Session) -> list[Sibling]:
+    """What could be sent with it; messages have an order of their own and go alone."""
+    if parcel is None or isinstance(parse(parcel.delivery.destination), Mllp):
+        return []
+    return together.beside(parcel, now=now_utc(), session=session)
+
+
+def _carrier(parcel: Parcel, rest: Sequence[Sibling], at: Bench) -> pacs.Carrier | None:
+    """What brings objects to a DICOM peer; None for other destinations."""
+    peer = parse(parcel.delivery.destination)
+    if not isinstance(peer, Peer):
+        return None
+    classes = [sop_class for each in rest for sop_class in each.sop_classes]
+    return pacs.Carrier(peer, classes, calling_aet=at.settings.ae_title)
+
+
+def _deliver_next(
+    parcel: Parcel, tour: _Tour, carrier: pacs.Carrier | None, at: Bench
+) -> Parcel | None:
+    """Send a claimed delivery and record what came of it; the next one, claimed, if any."""
     delivery, went = parcel.delivery, parcel.artifact
     started = time.perf_counter()
     try:
-        outcome, went = _send(parcel, at)
+        outcome, went = _send(parcel, carrier, at)
     except Exception as error:  # noqa: BLE001 - the bytes are kept; another attempt costs nothing
         stack = trace(error)  # not logging.exception: that would show the error's text as well
-        log.error("delivery %d failed: %s (%s)", delivery_id, describe(error), stack)  # noqa: TRY400
+        log.error("delivery %d failed: %s (%s)", delivery.id, describe(error), stack)  # noqa: TRY400
         outcome = Outcome(delivered=False, retry=True, status=None, text=describe(error))
+    spent = time.perf_counter() - started
     try:
         with database.transaction(at.sessions) as session:
-            verdict, opened = _record(delivery, lease, outcome, went, at, session)
-    except (LeaseLost, Transient, SQLAlchemyError) as error:
-        log.warning("delivery %d: outcome not recorded: %s", delivery_id, describe(error))
-        return
+            verdict, opened = _record(delivery, tour, outcome, went, at, session)
+            following = _claim_next(tour, at, session)
+            delivered = delivery.id if outcome.delivered else tour.delivered
+            last = following is None and delivered is not None
+            asks = last and _asks(delivery.destination, at, session)
+    except LeaseLost as error:
+        log.warning("delivery %d: outcome not recorded: %s", delivery.id, describe(error))
+        return _claim_alone(tour, at)
+    except (Transient, SQLAlchemyError) as error:
+        log.warning("delivery %d: outcome not recorded: %s", delivery.id, describe(error))
+        return None
     log.log(
         logging.INFO if outcome.delivered else logging.WARNING,
         "delivery %d %s to %s %s: send=%.3fs %s",
-        delivery_id,
+        delivery.id,
         went.kind.value,
         delivery.destination,
         verdict,
-        time.perf_counter() - started,
+        spent,
         deliveries.shown(delivery.destination, outcome.status)
         or f"(try {delivery.attempts} of {at.settings.max_attempts}: {outcome.text})",
     )
+    tour.delivered, tour.commits = delivered, delivered if asks else None
     if opened:
-        announce_deliveries(opened, at)
-    if outcome.delivered and wanted(delivery.destination, at):
-        _ask_for_commitment(delivery, at)
+        announce_deliveries(opened[:1], at, remember=False)
+    return following
 
 
-def _send(parcel: Parcel, at: Bench) -> tuple[Outcome, ArtifactRow]:
+def _claim_next(tour: _Tour, at: Bench, session: Session) -> Parcel | None:
+    """Claim the next of the tour that is still due and that nobody else has taken."""
+    while tour.rest:
+        following = deliveries.claim(
+            tour.rest.popleft(), lease=tour.lease, **term(at), session=session
+        )
+        if following is not None:
+            return following
+    return None
+
+
+def _claim_alone(tour: _Tour, at: Bench) -> Parcel | None:
+    """Go on behind a delivery that somebody else has taken over meanwhile."""
+    try:
+        with database.transaction(at.sessions) as session:
+            return _claim_next(tour, at, session)
+    except (Transient, SQLAlchemyError) as error:
+        log.warning("what is left waits for the reaper: %s", describe(error))
+        return None
+
+
+def _send(parcel: Parcel, carrier: pacs.Carrier | None, at: Bench) -> tuple[Outcome, ArtifactRow]:
     """Send it the way its destination wants it; the answer, and which form went."""
-    peer = parse(parcel.delivery.destination)
     forms = [parcel.artifact, *([parcel.fallback] if parcel.fallback is not None else [])]
-    if isinstance(peer, Peer):
-        outcome, form = pacs.send_one_of(
-            peer,
-            [at.spool.read(each.spool_key, each.sha256) for each in forms],
-            calling_aet=at.settings.ae_title,
+    if carrier is not None:
+        outcome, form = carrier.send_one_of(
+            [at.spool.read(each.spool_key, each.sha256) for each in forms]
         )
         return outcome, forms[form]
+    peer = parse(parcel.delivery.destination)
     if isinstance(peer, Mllp):
         return _send_message(peer, parcel, at), parcel.artifact
-    return _store_on_the_web(peer, forms, at)
+    if isinstance(peer, DicomWeb):
+        return _store_on_the_web(peer, forms, at)
+    msg = f"nothing is known of how {peer} takes what is sent"
+    raise TypeError(msg)
 
 
 def _send_message(receiver: Mllp, parcel: Parcel, at: Bench) -> Outcome:
@@ -162,7 +247,7 @@ def _authorization(service: DicomWeb, at: Bench) -> str | None:
 
 def _record(  # noqa: PLR0917 - one caller, right here
     delivery: Delivery,
-    lease: str,
+    tour: _Tour,
     outcome: Outcome,
     went: ArtifactRow,
     at: Bench,
@@ -173,17 +258,18 @@ def _record(  # noqa: PLR0917 - one caller, right here
     if outcome.delivered:
         deliveries.sent(
             delivery.id,
-            lease=lease,
+            lease=tour.lease,
             status=outcome.status,
             form=went,
             commit=wanted(delivery.destination, at),
             now=now,
             session=session,
         )
-        freed = peer_is_back(delivery.id, now=now, session=session)
+        first = tour.delivered is None
+        freed = peer_is_back(delivery.id, now=now, session=session) if first else 0
         return f"sent; {freed} others wait no more" if freed else "sent", []
     answer: dict[str, Any] = {
-        "lease": lease,
+        "lease": tour.lease,
         "error": outcome.text,
         "status": outcome.status,
         "now": now,
@@ -207,6 +293,7 @@ def _record(  # noqa: PLR0917 - one caller, right here
         later += timedelta(seconds=BEHIND_S)
     if outcome.unreachable:
         # Each of them would find out the same after the same timeout.
+        tour.rest.clear()
         others = wait_for_peer(
             delivery.id, error=outcome.text, next_attempt_at=then, now=now, session=session
         )
@@ -223,17 +310,12 @@ def _replaceable(delivery: Delivery, outcome: Outcome, went: ArtifactRow, at: Be
     return auto and outcome.unsupported and went.kind in _REPLACEABLE
 
 
-def _ask_for_commitment(delivery: Delivery, at: Bench) -> None:
-    """Announce that commitment is wanted, once for what is sent together.
+def _asks(destination: str, at: Bench, session: Session) -> bool:
+    """Whether to announce that commitment is wanted, once for what is sent together.
 
     While anything else is on its way to this destination, the last one does it; what
     nobody announces, the reaper does.
     """
-    try:
-        with database.transaction(at.sessions) as session:
-            if deliveries.underway(delivery.destination, now_utc(), session=session):
-                return
-    except (Transient, SQLAlchemyError) as error:
-        log.warning("commitment is announced by the reaper: %s", describe(error))
-        return
-    announce_commitments([delivery.id], at)
+    if not wanted(destination, at):
+        return False
+    return not deliveries.underway(destination, now_utc(), session=session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ class Memory:
 
     ``seen``: the latest time the clock showed. ``stuck``: series that could not be closed.
     ``asked``: series the PACS was asked about. ``silent``: peers that did not answer beside an
-    analysis. ``ordered``: studies whose order was found.
+    analysis. ``ordered``: studies whose order was found. ``explained``: when all studies of
+    late were looked through for those that no rule matched, by the monotonic clock.
     """
 
     seen: datetime | None = None
@@ -58,6 +60,7 @@ class Memory:
     asked: Pauses = field(default_factory=lambda: Pauses(first=2.0, longest=60.0))
     silent: Pauses = field(default_factory=lambda: Pauses(first=10.0, longest=60.0))
     ordered: set[str] = field(default_factory=set)
+    explained: float = -math.inf
 
     def remember_order(self, study_instance_uid: str) -> None:
         """The order of this study is known; it is not asked for again."""

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from celery import Celery, signals
 
-from hipscore import inference, queue
+from hipscore import inference, queue, routing
 from hipscore.domain import ModelCard, Segmenter
+from hipscore.inference import hardware
+from hipscore.keeping import sharing
+from hipscore.keeping.networks import configured
+from hipscore.keeping.rules import destinations
 from hipscore.settings import Settings
 from hipscore.worker import inquiry, purging
 from hipscore.worker.analysis import analyse
-from hipscore.worker.bench import Bench, bench
+from hipscore.worker.bench import Bench, bench, warm
 from hipscore.worker.commitment import commit
 from hipscore.worker.delivery import deliver
 from hipscore.worker.reaping import reap
+from hipscore.worker.rehearsal import rehearse
 
 #: seconds that a reap gets to finish when the process is told to stop
 GRACE_SECONDS = 0.5
@@ -57,29 +65,58 @@ def run_worker(
     hipscore.inference.BundleError
         If the default is used and the bundle is missing or damaged.
     """
-    if queue.ANALYSIS_QUEUE not in queues:
-        segmenter = None
-    elif segmenter is None:
-        directory = inference.open_bundle(settings.bundle_dir).directory
-        threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // concurrency)
+    with ExitStack() as while_running:
+        if queue.ANALYSIS_QUEUE not in queues:
+            segmenter = None
+        elif segmenter is None:
+            segmenter = while_running.enter_context(_networks(settings, concurrency))
+        app = _consumer(settings)
+        _register(app, _Once(settings, segmenter))
+        worker = app.Worker(
+            pool="prefork",
+            hostname=f"{node(queues)}@{socket.gethostname()}",
+            concurrency=concurrency,
+            queues=list(queues),
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+        )
+        worker.start()
+        return int(worker.exitcode or 0)
 
-        def segmenter() -> Segmenter:
-            return inference.load_segmenter(directory, threads)
 
-    app = _consumer(settings)
-    _register(app, _Once(settings, segmenter))
-    worker = app.Worker(
-        pool="prefork",
-        hostname=f"{node(queues)}@{socket.gethostname()}",
-        concurrency=concurrency,
-        queues=list(queues),
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
+@contextmanager
+def _networks(settings: Settings, concurrency: int) -> Iterator[Callable[[], Segmenter]]:
+    """What makes the networks of a child: its own, or those of the engine they share.
+
+    Raises
+    ------
+    hipscore.inference.BundleError
+        If the bundle is not usable: refused here, in one line, and not in every child.
+    """
+    bundle = inference.open_bundle(settings.bundle_dir)
+    if sharing.wanted(settings, bundle, concurrency):
+        with sharing.shared_engine(settings, bundle, concurrency=concurrency) as feeder:
+            yield feeder
+        return
+    threads = max(1, hardware.cores() // concurrency)
+    yield lambda: configured(settings, bundle.directory, threads=threads)
+
+
+def renew(segmenter: Segmenter | None, worker: int) -> bool:
+    """End the worker ``worker``, our parent, after its tasks if our GPU was lost; whether it was.
+
+    A process whose GPU failed does not get it back; whoever runs the worker (``hipscore up``,
+    systemd, Compose, Kubernetes) starts it again.
+    """
+    if not (isinstance(segmenter, inference.BundleSegmenter) and segmenter.lost):
+        return False
+    if os.getppid() != worker:  # it has ended already
+        return False
+    log.error("the engine was lost: this worker ends after its tasks, to be started again")
+    os.kill(worker, signal.SIGTERM)
+    return True
 
 
 def node(queues: Sequence[str]) -> str:
@@ -143,7 +180,15 @@ class _Once:
     def __call__(self) -> Bench:
         if self._bench is None:
             networks = None if self._segmenter is None else self._segmenter()
-            self._bench = bench(self._settings, networks)
+            made = bench(self._settings, networks)
+            if networks is not None:
+                receivers = map(str, destinations(self._settings, made.rules))
+                rehearse(networks, routing.built(made.rules, receivers))
+            warm(made)
+            # what is loaded by now stays: the collector need not look through it at every task
+            gc.collect()
+            gc.freeze()
+            self._bench = made
         return self._bench
 
 
@@ -160,14 +205,17 @@ def _leave_logging(**_: object) -> None:
 
 
 def _register(app: Celery, make: Callable[[], Bench]) -> None:
-    def warm(**_: object) -> None:
+    def begin(**_: object) -> None:
         make()
 
-    signals.worker_process_init.connect(warm, weak=False)
+    signals.worker_process_init.connect(begin, weak=False)
+    worker = os.getpid()  # here; in a task it is the child's parent
 
     @app.task(name=queue.ANALYSE)
     def _analyse(job_id: int) -> None:
-        analyse(job_id, make())
+        at = make()
+        analyse(job_id, at)
+        renew(at.segmenter, worker)
 
     @app.task(name=queue.DELIVER)
     def _deliver(delivery_id: int) -> None:

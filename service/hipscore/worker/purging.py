@@ -1,7 +1,8 @@
 """Purging: files that nothing needs any more go, by age, or early when the disk fills up.
 
 A file goes in two steps: its row is marked, with a line in the ledger, and then it is
-deleted. A crash in between leaves a file that the next sweep finds. Why no acknowledged
+deleted. A crash in between leaves a file that the next sweep finds. Rows of old studies go
+only where the site says so, after all their files. Why no acknowledged
 image can be lost on the way: docs/decisions/0011-what-is-deleted-and-when.md.
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -21,8 +23,8 @@ from hipscore.domain import Transient
 from hipscore.settings import Settings
 from hipscore.spool import SETTLED_S
 from hipscore.store import engine as database
-from hipscore.store import retention
-from hipscore.store.retention import Lot
+from hipscore.store import forgetting, retention
+from hipscore.store.retention import Lot, What
 from hipscore.worker.bench import Bench, describe, now_utc, trace
 
 #: how often the beat purges by age
@@ -51,6 +53,7 @@ class Rules:
     images_before: datetime | None
     results_before: datetime | None
     orphans_before: datetime | None
+    rows_before: datetime | None = None
     failed: bool = False
     why: str = "age"
 
@@ -69,11 +72,13 @@ class Gone:
 def by_age(settings: Settings, *, now: datetime) -> Rules:
     """The rules of the settings; 0 days mean for ever."""
     images, results = settings.keep_images_days, settings.keep_results_days
+    rows = settings.keep_rows_days
     orphans = max(timedelta(days=images), ORPHAN_AGE)
     return Rules(
         images_before=now - _long_enough(images) if images else None,
         results_before=now - _long_enough(results) if results else None,
         orphans_before=now - orphans if images else None,
+        rows_before=now - _long_enough(rows) if rows else None,
     )
 
 
@@ -97,6 +102,7 @@ def by_hand(
         orphans_before=rules.orphans_before
         if images_days is None
         else now - max(timedelta(days=images_days), ORPHAN_AGE),
+        rows_before=rules.rows_before,
         failed=failed,
         why="by hand",
     )
@@ -118,24 +124,32 @@ def plan(rules: Rules, at: Bench) -> list[Lot]:
             )
         if rules.results_before is not None:
             lots += retention.spare_results(before=rules.results_before, session=session)
+        if rules.rows_before is not None:
+            lots += forgetting.spare_rows(before=rules.rows_before, session=session)
     return lots
 
 
 def take(lot: Lot, rules: Rules, at: Bench, *, now: datetime) -> Gone:
-    """Mark one lot in the database, then delete its files.
+    """Mark one lot in the database (or delete its rows), then delete its files.
 
     Raises
     ------
     Transient
         If database or disk fail; what was marked and not deleted is found by a sweep.
     """
-    before = rules.images_before if lot.what is retention.What.IMAGES else rules.results_before
+    before = {
+        What.IMAGES: rules.images_before,
+        What.RESULTS: rules.results_before,
+        What.ROWS: rules.rows_before,
+    }[lot.what]
     if before is None:
         return Gone()
+    how: dict[str, Any] = {"before": before, "why": rules.why, "now": now}
     with database.transaction(at.sessions) as session:
-        keys = retention.mark(
-            lot, before=before, failed=rules.failed, why=rules.why, now=now, session=session
-        )
+        if lot.what is What.ROWS:
+            keys = forgetting.forget(lot, session=session, **how)
+        else:
+            keys = retention.mark(lot, failed=rules.failed, session=session, **how)
     return _delete(keys, at, now=now)
 
 
@@ -240,13 +254,16 @@ def _purge_by_age(at: Bench) -> None:
     for lot in lots:
         gone += take(lot, rules, at, now=now)
     left = sweep(rules, at, now=now)
-    if gone.files or left.files:
+    studies = sum(lot.what is What.ROWS for lot in lots)
+    if gone.files or left.files or studies:
         log.info(
-            "purged %d files of %d series and analyses (%d MB), and %d left over by crashes",
+            "purged %d files of %d series and analyses (%d MB), %d left over by crashes, and the "
+            "rows of %d studies",
             gone.files,
-            len(lots),
+            len(lots) - studies,
             gone.size // _MB,
             left.files,
+            studies,
         )
 
 

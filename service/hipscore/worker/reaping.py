@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,16 @@ from hipscore import queue
 from hipscore.domain import Transient
 from hipscore.lease import holder_died
 from hipscore.lifecycle import CloseReason
-from hipscore.store import clock, commitment, deliveries, explaining, intake, jobs, procedures
+from hipscore.store import (
+    clock,
+    commitment,
+    deliveries,
+    explaining,
+    intake,
+    jobs,
+    procedures,
+    tallies,
+)
 from hipscore.store import engine as database
 from hipscore.worker.bench import (
     Bench,
@@ -36,6 +46,10 @@ GIVE_UP_AFTER = 3
 ANNOUNCE_AGAIN = timedelta(seconds=60)
 #: likewise, when no message waits in the broker
 ANNOUNCE_LOST = timedelta(seconds=10)
+#: studies that went quiet so long ago at most are looked through for a match at every reap,
+#: those of :data:`hipscore.store.explaining.HORIZON` after so many seconds
+RECENT = timedelta(hours=1)
+ALL_AGAIN_S = 600.0
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +71,7 @@ def reap(at: Bench) -> None:
         _explain,
         _waive,
         _announce_due,
+        _fold,
         _clean,
     )
     for step in steps:
@@ -154,8 +169,15 @@ def _explain(at: Bench) -> None:
         return
     closing = at.closing()
     before = now_utc() - timedelta(seconds=at.settings.quiet_seconds)
+    begun = time.monotonic()
+    everything = begun - at.memory.explained >= ALL_AGAIN_S
+    horizon = explaining.HORIZON if everything else RECENT
     with database.transaction(at.sessions) as session:
-        studies = explaining.unexplained(before=before, limit=REAP_BATCH, session=session)
+        studies = explaining.unexplained(
+            before=before, horizon=horizon, limit=REAP_BATCH, session=session
+        )
+    if everything and len(studies) < REAP_BATCH:
+        at.memory.explained = begun
     for uid in studies:
         try:
             job = closing.explain(uid, quiet_before=before)
@@ -177,6 +199,11 @@ def _waive(at: Bench) -> None:
             if not wanted(destination, at):
                 left = commitment.waive(destination, session=session)
                 log.info("%s is not asked for commitment any more: %d sent", destination, left)
+
+
+def _fold(at: Bench) -> None:
+    with database.transaction(at.sessions) as session:
+        tallies.fold(session=session)
 
 
 def _clean(at: Bench) -> None:
