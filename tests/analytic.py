@@ -15,9 +15,10 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from hipscore import hips, series
-from hipscore.domain import Channel, FloatArray, Masks, ModelCard, PlaneSpec, Side, Volume
+from hipscore.domain import Channel, Engine, FloatArray, Masks, ModelCard, PlaneSpec, Side, Volume
 from hipscore.phantom import Phantom
 
+ENGINE = Engine(provider="analytic", precision="fp32", runtime="numpy", device="cpu")
 CARD = ModelCard(
     id="analytic",
     version="1",
@@ -61,6 +62,10 @@ class Oracle:
             hips.crops(volume, crop), np.stack(channels, axis=1), strict=True
         ):
             self.structures[_digest(picture)] = answer
+
+    @property
+    def engine(self) -> Engine:
+        return ENGINE
 
     def localise(self, planes: FloatArray) -> FloatArray:
         nothing = np.zeros((2, *planes.shape[2:]), dtype=np.float32)

@@ -330,11 +330,35 @@ class ModelCard:
     trained_on: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What computed the networks of one analysis.
+
+    ``declined`` names the faster engines that were tried and not used, and why.
+    """
+
+    provider: str
+    precision: str
+    #: library and version
+    runtime: str
+    #: the processor or the graphics card
+    device: str
+    declined: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.precision} ({self.runtime}, {self.device})"
+
+
 class Segmenter(Protocol):
     """The networks of a bundle. Second implementations: the tests' analytic one."""
 
     @property
     def card(self) -> ModelCard: ...
+
+    @property
+    def engine(self) -> Engine:
+        """What computes now: another after a device was lost."""
+        ...
 
     def localise(self, planes: FloatArray) -> FloatArray:
         """Head probability ``(N, 2, H, W)``, channels (right, left), of ``(N, C, H, W)``."""

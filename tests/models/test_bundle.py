@@ -11,7 +11,7 @@ import pytest
 
 from hipscore import hips, phantom
 from hipscore.domain import Channel, Side
-from hipscore.inference import OnnxSegmenter, load_segmenter, open_bundle, shipped_bundle
+from hipscore.inference import BundleSegmenter, load_segmenter, open_bundle, shipped_bundle
 from hipscore.phantom import Burden
 from hipscore.scoring import score_hip
 from hiptrain import anatomy, evaluate, specs
@@ -21,7 +21,7 @@ MEGABYTE = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> OnnxSegmenter:
+def segmenter() -> BundleSegmenter:
     return load_segmenter(threads=2)
 
 
@@ -44,11 +44,11 @@ def test_the_bundle_is_small_enough_to_ship() -> None:
     assert "CARD.md" in sizes
 
 
-def test_the_bundle_reproduces_its_reference(segmenter: OnnxSegmenter) -> None:
+def test_the_bundle_reproduces_its_reference(segmenter: BundleSegmenter) -> None:
     assert segmenter.deviation < 2e-3
 
 
-def test_the_batch_size_does_not_change_the_answer(segmenter: OnnxSegmenter) -> None:
+def test_the_batch_size_does_not_change_the_answer(segmenter: BundleSegmenter) -> None:
     pictures = np.random.default_rng(0).random(
         (5, specs.SEGMENTER.context, 160, 128), dtype=np.float32
     )
@@ -58,7 +58,7 @@ def test_the_batch_size_does_not_change_the_answer(segmenter: OnnxSegmenter) -> 
 
 
 @pytest.mark.parametrize("seed", (301, 302, 303))
-def test_both_hips_of_a_phantom_are_found(segmenter: OnnxSegmenter, seed: int) -> None:
+def test_both_hips_of_a_phantom_are_found(segmenter: BundleSegmenter, seed: int) -> None:
     made = phantom.synthesise(seed=seed, burden=Burden.MODERATE)
     found = hips.locate(made.volume, segmenter)
     assert [hip.side for hip in found] == [Side.RIGHT, Side.LEFT]
@@ -69,18 +69,18 @@ def test_both_hips_of_a_phantom_are_found(segmenter: OnnxSegmenter, seed: int) -
 
 
 @pytest.mark.parametrize("side", list(Side))
-def test_a_single_hip_is_found_on_its_side(segmenter: OnnxSegmenter, side: Side) -> None:
+def test_a_single_hip_is_found_on_its_side(segmenter: BundleSegmenter, side: Side) -> None:
     made = phantom.synthesise(seed=311, hips=(side,))
     assert [hip.side for hip in hips.locate(made.volume, segmenter)] == [side]
 
 
 @pytest.mark.parametrize("seed", (321, 322))
-def test_a_brain_has_no_hip(segmenter: OnnxSegmenter, seed: int) -> None:
+def test_a_brain_has_no_hip(segmenter: BundleSegmenter, seed: int) -> None:
     made = phantom.synthesise(seed=seed, anatomy="brain")
     assert hips.locate(made.volume, segmenter) == ()
 
 
-def test_noise_has_no_hip(segmenter: OnnxSegmenter) -> None:
+def test_noise_has_no_hip(segmenter: BundleSegmenter) -> None:
     made = phantom.synthesise(seed=330, supersampling=1)
     noise = np.random.default_rng(0).rayleigh(20.0, made.volume.grid.shape).astype(np.float32)
     volume = made.volume.__class__(voxels=noise, grid=made.volume.grid, sources=made.volume.sources)
@@ -88,7 +88,7 @@ def test_noise_has_no_hip(segmenter: OnnxSegmenter) -> None:
 
 
 @pytest.mark.parametrize("burden", list(Burden))
-def test_a_phantoms_structures_are_outlined(segmenter: OnnxSegmenter, burden: Burden) -> None:
+def test_a_phantoms_structures_are_outlined(segmenter: BundleSegmenter, burden: Burden) -> None:
     made = phantom.synthesise(seed=340, burden=burden)
     found = {hip.side: hip for hip in hips.locate(made.volume, segmenter)}
     for truth in made.masks:
@@ -106,7 +106,7 @@ def test_a_phantoms_structures_are_outlined(segmenter: OnnxSegmenter, burden: Bu
 
 @pytest.mark.real_scans
 @pytest.mark.timeout(600)
-def test_the_heads_of_real_anatomy_are_found(segmenter: OnnxSegmenter) -> None:
+def test_the_heads_of_real_anatomy_are_found(segmenter: BundleSegmenter) -> None:
     """14 patients, in a contrast the service would decline: anatomy must do."""
     if not DATA.is_dir():
         pytest.skip(f"{DATA} is not there: real scans are not part of the project")

@@ -6,9 +6,11 @@ loses nothing. No label names a patient, a study or a peer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from statistics import quantiles
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -45,8 +47,8 @@ class _Database(Collector):
         try:
             with database.transaction(self._desk.readers) as session:
                 counts = queries.counts(session=session)
-                finished = select(Job.timings).where(Job.timings.is_not(None))
-                newest = session.scalars(finished.order_by(Job.id.desc()).limit(WINDOW)).all()
+                finished = select(Job.timings, Job.engine).where(Job.timings.is_not(None))
+                newest = session.execute(finished.order_by(Job.id.desc()).limit(WINDOW)).all()
         except (Transient, SQLAlchemyError):
             up.add_metric([], 0)
             yield up
@@ -68,7 +70,8 @@ class _Database(Collector):
             value=counts.uncommitted,
         )
         yield _age("uncommitted", "result that waits for it", counts.oldest_uncommitted_at)
-        yield _stages([each for each in newest if each])
+        yield _stages([each.timings for each in newest if each.timings])
+        yield _engines([each.engine for each in newest if each.engine])
         yield _free(self._desk)
 
 
@@ -97,6 +100,22 @@ def _stages(timings: list[dict[str, float]]) -> Metric:
         cuts = quantiles(spent, n=20, method="inclusive") if len(spent) > 1 else spent * 19
         family.add_metric([stage, "0.5"], cuts[9])
         family.add_metric([stage, "0.95"], cuts[18])
+    return family
+
+
+def _engines(engines: list[dict[str, Any]]) -> Metric:
+    """An alert belongs on ``fallback="1"``: something faster was tried and did not work."""
+    family = GaugeMetricFamily(
+        "hipscore_job_engines",
+        f"what computed the networks of the newest {WINDOW} finished jobs; fallback is 1 where "
+        "a faster engine was tried and not used",
+        labels=["provider", "precision", "fallback"],
+    )
+    used = Counter(
+        (each["provider"], each["precision"], str(int(bool(each["declined"])))) for each in engines
+    )
+    for labels, number in sorted(used.items()):
+        family.add_metric(list(labels), number)
     return family
 
 

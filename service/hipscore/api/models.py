@@ -107,6 +107,14 @@ class Model(BaseModel):
     sha256: str
 
 
+class Engine(BaseModel):
+    """What computed the networks of a result."""
+
+    provider: str
+    precision: str
+    runtime: str
+
+
 class Score(BaseModel):
     """The result of one study. For research, not for clinical decisions."""
 
@@ -117,6 +125,7 @@ class Score(BaseModel):
     unet_score: float | None
     hips: list[HipScore]
     model: Model | None
+    engine: Engine | None = Field(None, description="what computed the networks")
     quality: list[Remark]
     change: Change | None = Field(None, description="since the newest earlier score, if any")
     priority: Priority = Priority()
@@ -139,6 +148,13 @@ class Delivery(BaseModel):
     finished_at: datetime | None
 
 
+class JobEngine(Engine):
+    """The same, with the device, and the faster engines that were tried and not used."""
+
+    device: str
+    declined: list[str]
+
+
 class Job(BaseModel):
     """The analysis of one set of images by one model bundle."""
 
@@ -157,6 +173,7 @@ class Job(BaseModel):
     withdrawn_at: datetime | None = Field(description="when an operator withdrew the result")
     next_attempt_at: datetime | None
     seconds: dict[str, float] = Field(description="time spent per stage")
+    engine: JobEngine | None = Field(description="what computed the networks")
     deliveries: list[Delivery]
 
 

@@ -189,6 +189,7 @@ def job(detail: queries.JobDetail) -> models.Job:
         withdrawn_at=row.withdrawn_at,
         next_attempt_at=row.next_attempt_at,
         seconds=row.timings or {},
+        engine=row.engine and models.JobEngine.model_validate(row.engine),
         deliveries=[delivery(each, kinds[each.artifact_id]) for each in detail.deliveries],
     )
 

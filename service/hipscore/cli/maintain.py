@@ -94,11 +94,14 @@ def verify(directory: Path | None, *, as_json: bool) -> None:
 
     Without DIRECTORY the bundle in use is checked.
     """
-    from hipscore.inference import BundleError, load_segmenter
+    from dataclasses import asdict
+
+    from hipscore.inference import BundleError
+    from hipscore.keeping.networks import configured
 
     settings = load_settings()
     try:
-        segmenter = load_segmenter(directory or settings.bundle_dir, settings.threads)
+        segmenter = configured(settings, directory)
     except BundleError as error:
         raise click.ClickException(str(error)) from error
     card = segmenter.card
@@ -108,7 +111,7 @@ def verify(directory: Path | None, *, as_json: bool) -> None:
         "name": card.name,
         "sha256": card.sha256,
         "trained_on": card.trained_on,
-        "provider": segmenter.provider,
+        **asdict(segmenter.engine),
         "deviation_from_reference": segmenter.deviation,
     }
     if as_json:

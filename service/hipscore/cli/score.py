@@ -92,7 +92,8 @@ def score(
     and the same as report.dcm, with --sc also captures/000.dcm and so on. Exits 0 also when a
     series is not scorable (its report says why), 1 when nothing was found.
     """
-    from hipscore.inference import BundleError, load_segmenter
+    from hipscore.inference import BundleError
+    from hipscore.keeping.networks import configured
 
     settings = load_settings()
     start(settings)
@@ -101,7 +102,7 @@ def score(
         msg = f"no DICOM image in {', '.join(map(str, paths))} ({ignored} other files)"
         raise click.ClickException(msg)
     try:
-        segmenter = load_segmenter(settings.bundle_dir, settings.threads)
+        segmenter = configured(settings)
     except BundleError as error:
         raise click.ClickException(str(error)) from error
     options = Options(
@@ -217,6 +218,7 @@ def result_of(
         status="scored" if analysis.findings.scored else "not_scorable",
         findings=analysis.findings,
         card=segmenter.card,
+        engine=segmenter.engine,
         created_at=created_at,
         supersedes=None,
         artifacts=artifacts,

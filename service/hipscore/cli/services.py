@@ -57,12 +57,17 @@ def listen(dicom_host: str | None, dicom_port: int | None) -> None:
     help="What to serve; repeat for several. Run one worker for each, so that no dead PACS "
     "holds up an analysis.",
 )
-def work(concurrency: int, queues: Sequence[str]) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "shared", "own"]),
+    help="Whether the worker processes share one engine (HIPSCORE_ENGINE).",
+)
+def work(concurrency: int, queues: Sequence[str], engine: str | None) -> None:
     """Run a worker: analyses series and delivers results."""
     from hipscore.inference import BundleError
     from hipscore.worker import run_worker
 
-    settings = load_settings()
+    settings = load_settings(engine=engine)
     start(settings)
     _ready_schema(settings)
     # the processes of the worker would fail on it one after the other, for ever

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from hipscore.change import Assessment, Change, HipChange
-from hipscore.domain import Findings, HipFindings, ModelCard, Remark, SliceScore
+from hipscore.domain import Engine, Findings, HipFindings, ModelCard, Remark, SliceScore
 
 Status: TypeAlias = Literal["queued", "analysing", "scored", "not_scorable", "failed"]
 
@@ -20,6 +20,7 @@ def result_json(
     findings: Findings | None,
     card: ModelCard | None,
     created_at: datetime | None,
+    engine: Engine | None = None,
     supersedes: str | None = None,
     artifacts: Mapping[str, str] | None = None,
     reason: Remark | None = None,
@@ -35,6 +36,8 @@ def result_json(
         ``queued`` and ``analysing`` have no findings yet, ``failed`` has none at all.
     findings, card, created_at
         What was found, by which model, when. None as long as there is nothing.
+    engine
+        What computed the networks; None where nothing was computed.
     supersedes
         What this result replaces.
     artifacts
@@ -61,6 +64,11 @@ def result_json(
         "model": (
             {"id": card.id, "version": card.version, "sha256": card.sha256}
             if card is not None
+            else None
+        ),
+        "engine": (
+            {name: getattr(engine, name) for name in ("provider", "precision", "runtime")}
+            if engine is not None
             else None
         ),
         "quality": [_remark(item) for item in findings.quality] if findings is not None else [],

@@ -16,6 +16,7 @@ from hipscore import inference, queue
 from hipscore.cli.common import missing_database
 from hipscore.cli.doctor.finding import Finding, fault, good, note, warning
 from hipscore.cli.maintain import masked
+from hipscore.keeping.networks import configured
 from hipscore.keeping.rules import load_rules
 from hipscore.settings import Settings
 from hipscore.store import engine as database
@@ -152,16 +153,26 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Iterator[Finding]:
     try:
-        segmenter = inference.load_segmenter(settings.bundle_dir, settings.threads)
+        segmenter = configured(settings)
     except inference.BundleError as error:
-        yield fault("model", str(error), "reinstall, or check HIPSCORE_BUNDLE_DIR")
+        yield fault(
+            "model",
+            str(error),
+            "reinstall, or check HIPSCORE_BUNDLE_DIR, HIPSCORE_PROVIDER and HIPSCORE_PRECISION",
+        )
         return
     card = segmenter.card
     yield good(
         "model",
-        f"{card.id} {card.version} on {segmenter.provider} reproduces its reference output "
+        f"{card.id} {card.version} on {segmenter.engine} reproduces its reference output "
         f"(deviation {segmenter.deviation:.1g})",
     )
+    for complaint in segmenter.engine.declined:
+        yield warning(
+            "model",
+            f"{complaint}; a slower engine computes instead",
+            "mend it, or name the engine to use in HIPSCORE_PROVIDER",
+        )
     if card.trained_on:
         yield note("model", f"trained on {card.trained_on}")
 
