@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
+from hipscore.arrays import Box, bounding_box, median, percentile
 from hipscore.domain import (
     BoolArray,
     Channel,
@@ -28,6 +31,9 @@ from hipscore.domain import (
     Side,
     Volume,
 )
+from hipscore.sampling import Sampling, lay
+
+IndexArray: TypeAlias = NDArray[np.int64]
 
 #: context planes are taken about this far apart, mm, whatever the slice distance
 CONTEXT_MM = 4.0
@@ -52,34 +58,8 @@ _CEILING = 20.0
 #: components looked at, heaviest first
 _CANDIDATES = 8
 _FACE = ndimage.generate_binary_structure(3, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """Where the pixels of a canonical picture lie in the slices of a grid.
-
-    ``rows`` is ``(H, Y)`` and ``columns`` is ``(W, X)``: interpolation weights, rows
-    summing to 1 inside the slice and to 0 outside. ``back_rows`` ``(Y, H)`` and
-    ``back_columns`` ``(X, W)`` lead back. ``transposed`` says that the patient's
-    left-right axis runs along the source rows.
-    """
-
-    rows: FloatArray
-    columns: FloatArray
-    back_rows: FloatArray
-    back_columns: FloatArray
-    transposed: bool
-
-    def pictures(self, voxels: FloatArray) -> FloatArray:
-        """Sample slices ``(N, Y, X)`` as pictures ``(N, H, W)``, linear, antialiased."""
-        source = voxels.swapaxes(1, 2) if self.transposed else voxels
-        pictures: FloatArray = np.matmul(np.matmul(self.rows, source), self.columns.T)
-        return pictures
-
-    def slices(self, pictures: FloatArray) -> FloatArray:
-        """Sample pictures ``(N, H, W)`` on the source pixels ``(N, Y, X)``, 0 outside."""
-        source: FloatArray = np.matmul(np.matmul(self.back_rows, pictures), self.back_columns.T)
-        return source.swapaxes(1, 2) if self.transposed else source
+#: the same within a slice alone
+_IN_PLANE = _FACE & (np.arange(3) == 1)[:, None, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +71,13 @@ class CropFrame:
     slice_indices: tuple[int, ...]
     context: tuple[tuple[int, ...], ...]
     sampling: Sampling
+
+    @property
+    def box(self) -> Box:
+        """Index box of the grid that the stack covers; empty where it has no slice."""
+        indices = self.slice_indices
+        slices = slice(indices[0], indices[-1] + 1) if indices else slice(0, 0)
+        return slices, *self.sampling.window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,58 +91,6 @@ class PlaneStack:
     planes: FloatArray
     affine: DoubleArray
     sampling: Sampling
-
-
-def _weights(coordinates: DoubleArray, size: int, step: float) -> FloatArray:
-    """Triangle-filter weights ``(len(coordinates), size)`` at fractional source indices.
-
-    ``step`` is the distance between neighbouring coordinates in source pixels; a step
-    above 1 widens the filter so that fine structure is averaged, not aliased.
-    """
-    width = max(1.0, step)
-    distance = np.abs(coordinates[:, None] - np.arange(size)[None, :])
-    weights = np.clip(1.0 - distance / width, 0.0, None)
-    inside = (coordinates > -0.5 - 1e-6) & (coordinates < size - 0.5 + 1e-6)
-    total = weights.sum(axis=1)
-    weights[total > 0] /= total[total > 0, None]
-    weights[~inside] = 0.0
-    return weights.astype(np.float32)
-
-
-def _sampling(grid: Grid, spec: PlaneSpec, centre: DoubleArray, *, mirrored: bool) -> Sampling:
-    """Lay the picture of ``spec`` around the index ``centre`` (z, y, x)."""
-    row_step, column_step = grid.affine[:3, 1], grid.affine[:3, 2]
-    transposed = bool(abs(row_step[0]) > abs(column_step[0]))
-    down, across = (column_step, row_step) if transposed else (row_step, column_step)
-    centre_down, centre_across = (centre[2], centre[1]) if transposed else (centre[1], centre[2])
-    size_down, size_across = (
-        (grid.shape[2], grid.shape[1]) if transposed else (grid.shape[1], grid.shape[2])
-    )
-    down_mm, across_mm = float(np.linalg.norm(down)), float(np.linalg.norm(across))
-    # canonical view: columns run to the patient's left (+x), rows to the feet (-z)
-    feet = -1.0 if down[2] > 0 else 1.0
-    left = -1.0 if across[0] < 0 else 1.0
-    if mirrored:
-        left = -left
-
-    def pair(
-        count: int, size: int, middle: float, sign: float, mm: float
-    ) -> tuple[FloatArray, FloatArray]:
-        step = spec.pixel_mm / mm
-        shown, stored = np.arange(count, dtype=np.float64), np.arange(size, dtype=np.float64)
-        picture = middle + sign * step * (shown - (count - 1) / 2)
-        source = (stored - middle) * sign / step + (count - 1) / 2
-        return _weights(picture, size, step), _weights(source, count, 1.0 / step)
-
-    rows, back_rows = pair(spec.rows, size_down, centre_down, feet, down_mm)
-    columns, back_columns = pair(spec.columns, size_across, centre_across, left, across_mm)
-    return Sampling(
-        rows=rows,
-        columns=columns,
-        back_rows=back_rows,
-        back_columns=back_columns,
-        transposed=transposed,
-    )
 
 
 def _context(index: int, count: int, slices: int, slice_mm: float) -> tuple[int, ...]:
@@ -173,8 +108,9 @@ def normalise(pictures: FloatArray, reference: float) -> FloatArray:
     The fluid of a STIR image is 5 to 7 times the median tissue; the logarithm keeps it
     from drowning the marrow.
     """
-    scaled = np.clip(pictures / max(reference, 1e-6), 0.0, _CEILING)
-    compressed: FloatArray = np.log1p(scaled).astype(np.float32)
+    scaled = pictures / np.float32(max(reference, 1e-6))
+    np.clip(scaled, 0.0, _CEILING, out=scaled)
+    compressed: FloatArray = np.log1p(scaled, out=scaled)
     return compressed
 
 
@@ -186,9 +122,9 @@ def localiser_planes(volume: Volume, spec: PlaneSpec) -> PlaneStack:
     """
     slices, rows, columns = volume.grid.shape
     middle = np.array([0.0, (rows - 1) / 2, (columns - 1) / 2])
-    sampling = _sampling(volume.grid, spec, middle, mirrored=False)
+    sampling = lay(volume.grid, spec, middle, mirrored=False)
     pictures = sampling.pictures(volume.voxels)
-    pictures = normalise(pictures, float(np.percentile(volume.voxels, 75)))
+    pictures = normalise(pictures, percentile(volume.voxels, 75))
     slice_mm = volume.grid.spacing_mm[0]
     chosen = [_context(index, spec.context, slices, slice_mm) for index in range(slices)]
     return PlaneStack(
@@ -266,28 +202,38 @@ def _likeness(one: Hip, other: Hip) -> float:
 def _balls(probability: FloatArray, affine: DoubleArray, threshold: float) -> list[Hip]:
     """Find head-sized components of the probability ``(Z, 2, H, W)``, heaviest first."""
     either = np.minimum(probability.sum(axis=1), 1.0)
-    labels, count = ndimage.label(either > threshold, _FACE)
-    weight = ndimage.sum_labels(either, labels, np.arange(1, count + 1))
-    heaviest = 1 + np.argsort(-weight, kind="stable")[:_CANDIDATES]
-    balls = (_ball(probability, either, labels == label, affine) for label in heaviest)
-    return [ball for ball in balls if ball is not None]
+    marked = either > threshold
+    if not marked.any():
+        return []
+    box = bounding_box(marked)
+    labels, count = ndimage.label(marked[box], _FACE)
+    weight = np.bincount(labels.ravel(), either[box].ravel(), minlength=count + 1)[1:]
+    heaviest = np.argsort(-weight, kind="stable")[:_CANDIDATES]
+    pieces = ndimage.find_objects(labels)
+    balls = []
+    for number in heaviest:
+        piece = pieces[number]
+        index = np.argwhere(labels[piece] == number + 1) + _start(box) + _start(piece)
+        if ball := _ball(probability, either, index, affine):
+            balls.append(ball)
+    return balls
 
 
 def _ball(
-    probability: FloatArray, either: FloatArray, component: BoolArray, affine: DoubleArray
+    probability: FloatArray, either: FloatArray, index: IndexArray, affine: DoubleArray
 ) -> Hip | None:
-    """Turn one component ``(Z, H, W)`` into a ball, or None where it has no head's size."""
+    """Turn voxels ``(n, 3)`` of one component into a ball, or None where it has no head's size."""
     voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
-    radius = float((3 * component.sum() * voxel_mm3 / (4 * np.pi)) ** (1 / 3))
+    radius = float((3 * len(index) * voxel_mm3 / (4 * np.pi)) ** (1 / 3))
     if not RADIUS_MM[0] <= radius <= RADIUS_MM[1]:
         return None
-    index = np.argwhere(component)
-    weights = either[component].astype(np.float64)
+    z, h, w = index.T
+    weights = either[z, h, w].astype(np.float64)
     positions = index @ affine[:3, :3].T + affine[:3, 3]
     centre = (positions * weights[:, None]).sum(axis=0) / weights.sum()
     # a head is a ball: what the network marks elsewhere lowers the confidence
     inside = np.linalg.norm(positions - centre, axis=1) <= 1.25 * radius
-    right, left = (float(probability[:, channel][component].sum()) for channel in (0, 1))
+    right, left = (float(probability[z, channel, h, w].sum()) for channel in (0, 1))
     return Hip(
         side=Side.RIGHT if right >= left else Side.LEFT,
         centre_mm=(float(centre[0]), float(centre[1]), float(centre[2])),
@@ -312,13 +258,13 @@ def frame(grid: Grid, hip: Hip, spec: PlaneSpec, margin_mm: float) -> CropFrame:
         shape=grid.shape,
         slice_indices=indices,
         context=tuple(_context(i, spec.context, grid.shape[0], slice_mm) for i in indices),
-        sampling=_sampling(grid, spec, centre, mirrored=hip.side is Side.LEFT),
+        sampling=lay(grid, spec, centre, mirrored=hip.side is Side.LEFT),
     )
 
 
 def sample(voxels: FloatArray, crop: CropFrame) -> FloatArray:
     """Sample any array ``(Z, Y, X)`` (image or mask) as crops ``(N, H, W)``, linear."""
-    return crop.sampling.pictures(voxels[list(crop.slice_indices)])
+    return crop.sampling.pictures([voxels[index] for index in crop.slice_indices])
 
 
 def crops(volume: Volume, crop: CropFrame) -> FloatArray:
@@ -328,9 +274,9 @@ def crops(volume: Volume, crop: CropFrame) -> FloatArray:
     it follows the coil's shading from hip to hip.
     """
     needed = sorted({index for context in crop.context for index in context})
-    pictures = crop.sampling.pictures(volume.voxels[needed])
+    pictures = crop.sampling.pictures([volume.voxels[index] for index in needed])
     positive = pictures[pictures > 0]
-    reference = float(np.median(positive)) if positive.size else 1.0
+    reference = median(positive) if positive.size else 1.0
     place = {index: position for position, index in enumerate(needed)}
     chosen = [[place[index] for index in context] for context in crop.context]
     return np.ascontiguousarray(normalise(pictures, reference)[np.array(chosen)])
@@ -338,13 +284,9 @@ def crops(volume: Volume, crop: CropFrame) -> FloatArray:
 
 def restore(probability: FloatArray, crop: CropFrame) -> FloatArray:
     """Bring crops ``(N, K, H, W)`` back to the source grid ``(K, Z, Y, X)``, 0 elsewhere."""
-    count, channels = probability.shape[:2]
-    result = np.zeros((channels, *crop.shape), dtype=np.float32)
-    if count:
-        for channel in range(channels):
-            result[channel, list(crop.slice_indices)] = crop.sampling.slices(
-                probability[:, channel]
-            )
+    result = np.zeros((probability.shape[1], *crop.shape), dtype=np.float32)
+    for channel, part in zip(result, probability.swapaxes(0, 1), strict=True):
+        channel[crop.box] = crop.sampling.slices(part)
     return result
 
 
@@ -352,13 +294,15 @@ def segment(volume: Volume, hip: Hip, segmenter: Segmenter) -> Masks:
     """Segment one hip: masks ``(K, Z, Y, X)`` on the source grid."""
     card = segmenter.card
     crop = frame(volume.grid, hip, card.segmenter, card.margin_mm)
-    pictures = crops(volume, crop)
-    probability = segmenter.segment(pictures)
-    voxels = np.zeros((probability.shape[1], *crop.shape), dtype=np.bool_)
-    # one channel at a time: on a large grid all of them at once would fill the memory
-    for channel, threshold in enumerate(card.thresholds):
-        voxels[channel] = restore(probability[:, [channel]], crop)[0] > np.float32(threshold)
-    return Masks(side=hip.side, voxels=tidy(voxels, volume.grid, hip))
+    probability = segmenter.segment(crops(volume, crop))
+    # nothing lies outside of the crop: all is done in the box that it covers
+    marked = [
+        crop.sampling.slices(probability[:, channel]) > np.float32(threshold)
+        for channel, threshold in enumerate(card.thresholds)
+    ]
+    voxels = np.zeros((len(marked), *crop.shape), dtype=np.bool_)
+    voxels[:, *crop.box] = tidy(np.stack(marked), _part(volume.grid, crop.box), hip)
+    return Masks(side=hip.side, voxels=voxels)
 
 
 def settled(hip: Hip, masks: Masks, grid: Grid) -> Hip:
@@ -368,7 +312,9 @@ def settled(hip: Hip, masks: Masks, grid: Grid) -> Hip:
     quite what was located (:data:`SETTLE_MM`, :data:`SETTLE_LIKENESS`), changes nothing: in
     another contrast than STIR the localiser is the better one.
     """
-    index = np.argwhere(masks.voxels[Channel.FEMORAL_HEAD])
+    head = masks.voxels[Channel.FEMORAL_HEAD]
+    box = bounding_box(head)
+    index = np.argwhere(head[box]) + _start(box)
     if not len(index) or index[:, 0].min() == 0 or index[:, 0].max() == grid.shape[0] - 1:
         return hip
     centre = grid.to_mm(index.mean(axis=0))
@@ -386,30 +332,47 @@ def tidy(voxels: BoolArray, grid: Grid, hip: Hip) -> BoolArray:
     One head, in one piece, without holes; edema inside the head, synovitis outside of
     it; no speckle.
     """
-    result = np.zeros_like(voxels)
-    head = _head_component(voxels[Channel.FEMORAL_HEAD], grid, hip)
-    for index in np.flatnonzero(head.any(axis=(1, 2))):
-        head[index] = ndimage.binary_fill_holes(head[index])
-    result[Channel.FEMORAL_HEAD] = head
+    result = np.zeros(voxels.shape, dtype=np.bool_)
+    box = bounding_box(voxels[Channel.FEMORAL_HEAD])
+    head = _filled(_head_component(voxels[Channel.FEMORAL_HEAD][box], _part(grid, box), hip))
     if not head.any():
         return result
-    result[Channel.BME] = _without_speckle(voxels[Channel.BME] & head, grid)
-    result[Channel.SYNOVITIS] = _without_speckle(voxels[Channel.SYNOVITIS] & ~head, grid)
+    result[Channel.FEMORAL_HEAD][box] = head
+    result[Channel.BME][box] = _without_speckle(voxels[Channel.BME][box] & head, grid)
+    synovitis = result[Channel.SYNOVITIS]
+    np.greater(voxels[Channel.SYNOVITIS], result[Channel.FEMORAL_HEAD], out=synovitis)
+    box = bounding_box(synovitis)
+    synovitis[box] = _without_speckle(synovitis[box], grid)
     return result
 
 
 def _head_component(head: BoolArray, grid: Grid, hip: Hip) -> BoolArray:
     """Keep the connected piece of the head with most voxels near the located ball."""
-    labels, count = ndimage.label(head, _FACE)
-    if count == 0:
-        return head.copy()
-    index = np.argwhere(head)
-    distance = np.linalg.norm(grid.to_mm(index.astype(np.float64)) - hip.centre_mm, axis=1)
-    near = labels[head][distance <= hip.radius_mm * 1.5]
-    if near.size == 0:
-        return np.zeros_like(head)
-    kept: BoolArray = labels == int(np.argmax(np.bincount(near)))
+    labels, _ = ndimage.label(head, _FACE)
+    near = np.bincount(labels[_near(grid, hip, 1.5) & head])
+    kept: BoolArray = labels == np.argmax(near) if near.any() else np.zeros_like(head)
     return kept
+
+
+def _near(grid: Grid, hip: Hip, radii: float) -> BoolArray:
+    """Voxels ``(Z, Y, X)`` within so many radii of a hip's centre."""
+    z, y, x = (np.arange(size) for size in grid.shape)
+    origin = grid.affine[:3, 3] - hip.centre_mm
+    squares = (
+        ((along[0] * z + start)[:, None, None] + (along[1] * y)[:, None] + along[2] * x) ** 2
+        for along, start in zip(grid.affine[:3, :3], origin, strict=True)
+    )
+    near: BoolArray = sum(squares) <= (radii * hip.radius_mm) ** 2
+    return near
+
+
+def _filled(mask: BoolArray) -> BoolArray:
+    """A mask ``(Z, Y, X)`` without the holes of its sections."""
+    background = np.pad(~mask, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    labels, _ = ndimage.label(background, _IN_PLANE)
+    # what is not connected with the corner of its slice is mask, or a hole
+    filled: BoolArray = (labels != labels[:, :1, :1])[:, 1:-1, 1:-1]
+    return filled
 
 
 def _without_speckle(mask: BoolArray, grid: Grid) -> BoolArray:
@@ -421,3 +384,16 @@ def _without_speckle(mask: BoolArray, grid: Grid) -> BoolArray:
     keep[0] = False
     kept: BoolArray = keep[labels]
     return kept
+
+
+def _start(box: Box) -> IndexArray:
+    """First index (z, y, x) of a box."""
+    return np.array([piece.start for piece in box])
+
+
+def _part(grid: Grid, box: Box) -> Grid:
+    """The grid of the voxels of an index box."""
+    shape = tuple(piece.stop - piece.start for piece in box)
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.to_mm(_start(box).astype(np.float64))
+    return Grid(shape=(shape[0], shape[1], shape[2]), affine=affine)

@@ -90,9 +90,13 @@ def rescaled(pixels: StoredArray, slope: float, intercept: float) -> FloatArray:
     Unsuitable
         ``unsupported_pixel_data`` where a value is beyond :data:`MAX_VALUE` or not finite.
     """
-    values = pixels * np.float64(slope) + np.float64(intercept)
-    if not np.abs(values).max() <= MAX_VALUE:
-        words = f"pixel values reach {np.abs(values).max():g} after rescaling"
+    unscaled = slope == 1.0 and intercept == 0.0 and pixels.dtype.kind in "iu"
+    values = pixels if unscaled else pixels * np.float64(slope)
+    if not unscaled:
+        values += np.float64(intercept)
+    largest = max(float(values.max()), -float(values.min()))
+    if not largest <= MAX_VALUE:
+        words = f"pixel values reach {largest:g} after rescaling"
         raise Unsuitable(ReasonCode.UNSUPPORTED_PIXEL_DATA, words)
     return values.astype(np.float32)
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from hipscore import artefacts
+from hipscore.arrays import bounding_box
 from hipscore.artefacts import Surroundings
 from hipscore.domain import (
     BoolArray,
@@ -167,7 +168,7 @@ def _of_hip(
         text = f"located with a confidence of {hip.confidence:.2f}, below {limit:.2f}"
         yield QualityCode.LOW_CONFIDENCE, text
     head = masks.voxels[Channel.FEMORAL_HEAD]
-    radius = _radius(float(head.sum()) * volume.grid.voxel_ml) or hip.radius_mm
+    radius = _radius(float(np.count_nonzero(head)) * volume.grid.voxel_ml) or hip.radius_mm
     low, high = HEAD_RADIUS_MM
     if not low <= radius <= high:
         text = f"the femoral head's radius of {radius:.1f} mm is outside {low:g} to {high:g} mm"
@@ -269,26 +270,21 @@ def _cut(grid: Grid, hip: Hip, head: BoolArray) -> str:
 
 def lesion_at_border(grid: Grid, hip: Hip, masks: Masks, card: ModelCard) -> float:
     """Area of segmented lesion at the border of the hip's crop, mm²: edges and end slices."""
-    lesion = masks.voxels[Channel.BME] | masks.voxels[Channel.SYNOVITIS]
     crop = frame(grid, hip, card.segmenter, card.margin_mm)
     if not crop.slice_indices:
         return 0.0
-    part = lesion[crop.slice_indices[0] : crop.slice_indices[-1] + 1]
-    rows, columns = crop.sampling.back_rows, crop.sampling.back_columns
-    row_mm, column_mm = grid.spacing_mm[1:]
-    if crop.sampling.transposed:
-        rows, columns = columns, rows
-    border = np.zeros(part.shape, dtype=np.bool_)
-    border[[0, -1]] = True
-    for back, step, lines in (
-        (rows, row_mm, border.swapaxes(0, 1)),
-        (columns, column_mm, border.T),
-    ):
-        inside = np.flatnonzero(back.sum(axis=1) > 0)
-        width = max(1, round(BORDER_MM / step))
-        lines[inside[:width]] = True
-        lines[inside[-width:]] = True
-    return float((part & border).sum() * grid.pixel_mm2)
+    edges = [np.zeros(size, dtype=np.bool_) for size in grid.shape]
+    widths = (1, *(max(1, round(BORDER_MM / step)) for step in grid.spacing_mm[1:]))
+    for edge, covered, width in zip(edges, crop.box, widths, strict=True):
+        inside = edge[covered]
+        inside[:width] = inside[-width:] = True
+    lesions = masks.voxels[Channel.BME : Channel.SYNOVITIS + 1, crop.box[0]]
+    slices, rows, columns = bounding_box(lesions)
+    border = (
+        edges[0][crop.box[0]][slices][:, None, None] | edges[1][rows][:, None] | edges[2][columns]
+    )
+    lesion = lesions[:, slices, rows, columns].any(axis=0)
+    return float((lesion & border).sum() * grid.pixel_mm2)
 
 
 def _radius(millilitres: float) -> float:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
+from hipscore.arrays import bounding_box
 from hipscore.domain import (
     MIN_SLICES,
     BoolArray,
@@ -105,12 +106,20 @@ def score_hip(
         With ``reason`` and without scores where the hip cannot be scored
         (``too_few_slices``, ``implausible_segmentation``).
     """
-    head, bme, synovitis = (masks.voxels[channel] for channel in Channel)
     grid = volume.grid
-    head_mm2 = head.sum(axis=(1, 2)) * grid.pixel_mm2
+    # the same voxels in the same order as on the whole grid, hundreds of times fewer
+    box = bounding_box(masks.voxels)
+    image, voxels = volume.voxels[box], masks.voxels[:, *box]
+    head, bme, synovitis = (voxels[channel] for channel in Channel)
+    first = box[0].start
+    sections = np.zeros(grid.shape[0], dtype=np.int64)
+    sections[box[0]] = head.sum(axis=(1, 2))
+    head_mm2 = sections * grid.pixel_mm2
     # a slice that grazes the head cuts the capsule obliquely and would show it thicker
     centre = int(np.argmax(head_mm2))
-    squarely = slice(max(0, centre - _CENTRAL_REACH), centre + _CENTRAL_REACH + 1)
+    squarely = slice(
+        max(0, centre - first - _CENTRAL_REACH), max(0, centre - first + _CENTRAL_REACH + 1)
+    )
     measured = HipFindings(
         hip=hip,
         reason=None,
@@ -134,9 +143,10 @@ def score_hip(
         return _declined(measured, ReasonCode.IMPLAUSIBLE_SEGMENTATION, text)
 
     slices = tuple(
-        _score_slice(volume, masks.voxels[:, index], index, group) for index, group in chosen
+        _score_slice(volume, image[index - first], voxels[:, index - first], index, group)
+        for index, group in chosen
     )
-    whole = _proportion(volume.voxels, bme | synovitis, head)
+    whole = _proportion(image, bme | synovitis, head)
     if not all(math.isfinite(ratio) for ratio in (whole, *(item.ratio for item in slices))):
         text = "the segmented femoral head has a section without signal"
         return _declined(measured, ReasonCode.IMPLAUSIBLE_SEGMENTATION, text)
@@ -163,9 +173,13 @@ def _proportion(image: FloatArray, lesion: BoolArray, head: BoolArray) -> float:
     return float(image[lesion].sum(dtype=np.float64)) / total if total > 0 else math.nan
 
 
-def _score_slice(volume: Volume, masks: BoolArray, index: int, group: Group) -> SliceScore:
-    """Score one slice; ``masks`` is ``(K, Y, X)``. A head without signal gives NaN ratios."""
-    image = volume.voxels[index]
+def _score_slice(
+    volume: Volume, image: FloatArray, masks: BoolArray, index: int, group: Group
+) -> SliceScore:
+    """Score one slice: ``image`` ``(Y, X)`` and ``masks`` ``(K, Y, X)``, or one part of both.
+
+    A head without signal gives NaN ratios.
+    """
     head, bme, synovitis = (masks[channel] for channel in Channel)
     area = volume.grid.pixel_mm2
     return SliceScore(

@@ -7,6 +7,7 @@ instance numbers. What cannot become a volume raises
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,8 @@ MISSING_GAP = 1.5
 GAP_TOLERANCE = 0.1
 #: direction cosines of one series agree within this
 COSINE_TOLERANCE = 2e-3
+#: pixel spacings of one series agree within this share
+SPACING_TOLERANCE = 1e-3
 #: slices may shift in their plane by this share of their distance, from one to the next
 SHEAR_TOLERANCE = 0.1
 #: pixels and slice distances outside this range are no image of a pelvis, mm
@@ -259,7 +262,10 @@ def _check_one_geometry(images: Sequence[Dataset], slices: Sequence[_Slice]) -> 
         if np.abs(item.orientation - first.orientation).max() > COSINE_TOLERANCE:
             words = "slices of different orientation in one series"
             raise Unsuitable(ReasonCode.MIXED_GEOMETRY, words)
-        if not np.allclose(item.pixel_mm, first.pixel_mm, rtol=1e-3):
+        if any(
+            not math.isclose(own, usual, rel_tol=SPACING_TOLERANCE)
+            for own, usual in zip(item.pixel_mm, first.pixel_mm, strict=True)
+        ):
             words = f"pixel spacings {first.pixel_mm} and {item.pixel_mm} mm in one series"
             raise Unsuitable(ReasonCode.MIXED_GEOMETRY, words)
     return rows, columns

@@ -17,6 +17,7 @@ from hipscore import hips
 from hipscore.domain import (
     BoolArray,
     Channel,
+    Engine,
     FloatArray,
     Grid,
     Hip,
@@ -30,6 +31,7 @@ from hipscore.domain import (
 )
 from tests import stacks
 
+ENGINE = Engine(provider="ball", precision="fp32", runtime="numpy", device="cpu")
 LOCALISER = PlaneSpec(rows=56, columns=128, pixel_mm=2.5, context=3)
 CROP = PlaneSpec(rows=96, columns=96, pixel_mm=1.0, context=3)
 CARD = ModelCard(id="ball", version="1", sha256="0" * 64, localiser=LOCALISER, segmenter=CROP)
@@ -289,6 +291,7 @@ class Ball:
     heads: tuple[Hip, ...]
     card: ModelCard = CARD
     peak: float = 1.0
+    engine: Engine = ENGINE
 
     def localise(self, planes: FloatArray) -> FloatArray:
         affine = hips.localiser_planes(self.volume, self.card.localiser).affine
@@ -520,6 +523,7 @@ class Painter:
 
     card: ModelCard
     answer: Callable[[FloatArray], FloatArray]
+    engine: Engine = ENGINE
 
     def localise(self, planes: FloatArray) -> FloatArray:
         raise AssertionError("the segmenter alone is asked")
