@@ -10,7 +10,9 @@ from hiptrain.cli.crossval import crossval
 from hiptrain.cli.evaluate import evaluate
 from hiptrain.cli.export import card, export
 from hiptrain.cli.fit import fit
+from hiptrain.cli.precision import precision
 from hiptrain.cli.prepare import prepare
+from hiptrain.cli.quantise import quantise
 from hiptrain.cli.review import review
 from hiptrain.cli.synthesise import synthesise
 
@@ -35,6 +37,8 @@ for command in (
     crossval,
     evaluate,
     export,
+    quantise,
+    precision,
     card,
     review,
     agreement,

@@ -125,7 +125,8 @@ class OpenVino:
                 "ENABLE_CPU_PINNING": False,
             },
         )
-        self._queue = ov.AsyncInferQueue(compiled, threads)
+        # one more waits for each stream, which is so never without work
+        self._queue = ov.AsyncInferQueue(compiled, 2 * threads)
         self._channels = int(compiled.output(0).shape[1])
         self.device = str(compiled.get_property("EXECUTION_DEVICES")[0])
 

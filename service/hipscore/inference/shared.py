@@ -391,13 +391,10 @@ class SharedSegmenter:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        why = str(error) or type(error).__name__
         if isinstance(error, BlockingIOError):
             why = f"no answer within {self._limit:g} s"
-        else:
-            why = str(error) or type(error).__name__
         complaint = f"the shared engine failed: {why}"
         self._declined = (complaint,)
-        if self._make_own is None:
-            log.error("%s; this series waits for it", complaint)
-        else:
-            log.error("%s; this process computes by itself", complaint)
+        then = "this series waits for it" if self._make_own is None else "computed here instead"
+        log.error("%s; %s", complaint, then)
