@@ -14,7 +14,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage
 
-from hipscore.domain import RESEARCH_USE, Findings, ReasonCode, Remark, Side
+from hipscore.domain import RESEARCH_USE, Engine, Findings, ReasonCode, Remark, Side
 from hipscore.reporting import SopReference, codes
 from hipscore.reporting.sr import build_sr, to_bytes
 from tests.contract.factories import (
@@ -173,6 +173,14 @@ def test_the_algorithm_is_identified_in_every_group() -> None:
         assert content(group, "Algorithm Name")[0].TextValue == "hipscore", label
         assert content(group, "Algorithm Version")[0].TextValue == "hip-unet 1.2.3"
         assert CARD.sha256 in content(group, "Algorithm Parameters")[0].TextValue
+
+
+def test_the_engine_is_named_beside_the_algorithm() -> None:
+    engine = Engine(provider="openvino", precision="int8", runtime="openvino 1.2", device="a CPU")
+    document = case("scored").sr(dataclasses.replace(CONTEXT, engine=engine))
+    for group in groups(document).values():
+        named = [each.TextValue for each in content(group, "Algorithm Parameters")]
+        assert named == [f"model_sha256={CARD.sha256}", "engine=openvino int8 (openvino 1.2)"]
 
 
 def test_the_device_observes_in_english_and_nobody_has_verified() -> None:

@@ -190,7 +190,12 @@ def _score_one(
     card = segmenter.card
     # not the service's key: what is made here must not pass for what the service sent
     key = f"offline/{series.series_uid}/{card.sha256}/{now.isoformat()}"
-    context = ReportContext(job_key=key, created_at=now, software_version=__version__)
+    context = ReportContext(
+        job_key=key,
+        created_at=now,
+        software_version=__version__,
+        engine=segmenter.engine,
+    )
     artifacts = report(analysis, card, context=context, kinds=kinds, stage=watch.stage)
     folder = out / series.folder
     places = _write(artifacts, folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hipscore.change import Assessment, assess
-from hipscore.domain import EarlierScore, Findings, ModelCard, StudyIdentity
+from hipscore.domain import EarlierScore, Engine, Findings, ModelCard, StudyIdentity
 
 __all__ = ["ReportContext", "SopReference", "assessed"]
 
@@ -58,6 +58,8 @@ class ReportContext:
         Earlier results of the patient, newest first.
     priority_score, priority_rise
         Limits of the priority flag; None: not flagged for that.
+    engine
+        What computed the networks: a parameter of the algorithm (TID 4019) in the report.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class ReportContext:
     earlier: tuple[EarlierScore, ...] = ()
     priority_score: float | None = None
     priority_rise: float | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if not self.job_key:

@@ -119,7 +119,7 @@ def build_sr(  # noqa: PLR0917 - the positional ones are those of build_seg, and
         raise ValueError(msg)
     tidy = headers(images, context) if tidy is None else tidy
     assessment = assessed(findings, card, context)
-    algorithm = _algorithm(card)
+    algorithm = _algorithm(card, context)
     groups: list[_Group] = [
         _patient_group(findings, algorithm, context, assessment, clean=seg is None),
         *(
@@ -333,12 +333,16 @@ def _slices(
     ]
 
 
-def _algorithm(card: ModelCard) -> AlgorithmIdentification:
-    """TID 4019; the digest names the model beyond doubt."""
+def _algorithm(card: ModelCard, context: ReportContext) -> AlgorithmIdentification:
+    """TID 4019; the digest names the model beyond doubt, the engine what computed it."""
+    parameters = [f"model_sha256={card.sha256}"]
+    if context.engine is not None:
+        engine = context.engine
+        parameters.append(f"engine={engine.provider} {engine.precision} ({engine.runtime})")
     return AlgorithmIdentification(
         name=ALGORITHM,
         version=codes.plain(model_name(card)),
-        parameters=[f"model_sha256={card.sha256}"],
+        parameters=parameters,
         family=codes.shared(codes.ARTIFICIAL_INTELLIGENCE),
         manufacturer=source.MANUFACTURER,
     )

@@ -100,6 +100,7 @@ def _perform(
         software_version=__version__,
         predecessor=predecessor,
         device_name=at.settings.ae_title,
+        engine=segmenter.engine,
         identity=known.identity,
         earlier=known.earlier,
         priority_score=at.settings.priority_score,
