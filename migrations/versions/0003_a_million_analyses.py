@@ -46,11 +46,16 @@ REFERRING = (
     ("deliveries", "form_id"),
     ("studies", "job_id"),
 )
+#: all that is changed, in the order in which the service locks them
+LOCKED = ("series", "instances", "jobs", "artifacts", "deliveries", "studies", "events")
 LEDGER = "the ledger is append-only"
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("engine", JSON, nullable=True))
+    if op.get_bind().dialect.name == "postgresql":
+        # All at once, before any work: a lock that is raised later could meet, after a minute of
+        # indexes, a transaction that waits for this one.
+        op.execute(f"LOCK TABLE {', '.join(LOCKED)} IN ACCESS EXCLUSIVE MODE")
     for table, columns, which in PARTIAL:
         op.create_index(
             op.f(f"ix_{table}_open_{'_'.join(columns)}"),
@@ -69,6 +74,7 @@ def upgrade() -> None:
     )
     _tallies()
     _removals()
+    op.add_column("jobs", sa.Column("engine", JSON, nullable=True))
 
 
 def downgrade() -> None:

@@ -305,11 +305,20 @@ def instances_digest(sop_instance_uids: Iterable[str]) -> str:
 
 
 def job_key(
-    *, series_instance_uid: str, instances_digest: str, bundle_id: str, bundle_sha256: str
+    *,
+    series_instance_uid: str,
+    instances_digest: str,
+    bundle_id: str,
+    bundle_sha256: str,
+    generation: int = 0,
 ) -> str:
     """Key of a job, SHA-256 in hex: which images of which series, and which model.
 
-    All output UIDs derive from it, so a job that runs twice cannot make twins.
+    All output UIDs derive from it, so a job that runs twice cannot make twins. ``generation``
+    is how often the rows of the study were deleted: what is made anew after that has other
+    bytes, and so must not have the UIDs of what was sent before.
     """
     parts = (series_instance_uid, instances_digest, bundle_id, bundle_sha256)
+    if generation:
+        parts = (*parts, str(generation))
     return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()

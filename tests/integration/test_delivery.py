@@ -22,20 +22,23 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
+from sqlalchemy import text
 
 from hipscore import pacs, worker
 from hipscore.domain import ArtifactKind
 from hipscore.lifecycle import DeliveryState
 from hipscore.routing import Receiver
 from hipscore.settings import Settings
-from hipscore.store import account, deliveries, outbox, retention, why
+from hipscore.store import account, deliveries, outbox, rehearsal, retention, why
 from hipscore.store.tables import ArtifactRow, Delivery, Event
+from hipscore.worker.bench import warm
 from tests import servers
 from tests.hl7_receiver import receiving
 from tests.integration import kinds_steps as kinds
 from tests.integration import shell_steps as steps
 from tests.integration import store_steps
 from tests.integration.delivery_steps import (
+    NAME,
     artifacts,
     deliver_all,
     refused_sockets,
@@ -460,3 +463,70 @@ def test_what_another_worker_has_taken_is_left_to_it(settings: Settings) -> None
         *[DeliveryState.SENT] * 3,
     ]
     assert Comprehensive3DSRStorage not in pacs_.on[0]
+
+
+@steps.sqlite_only
+def test_what_has_gone_out_is_recorded_though_the_next_cannot_be_claimed(
+    settings: Settings,
+) -> None:
+    with counting() as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+            first, second, *_ = kinds.deliveries(at)
+            with at.sessions.begin() as session:
+                session.execute(
+                    text(
+                        "CREATE TRIGGER unclaimed BEFORE UPDATE OF state ON deliveries "
+                        f"WHEN NEW.state = 'SENDING' AND NEW.id = {second.id} "
+                        "BEGIN SELECT RAISE(ABORT, 'not now'); END"
+                    )
+                )
+            worker.deliver(first.id, at)
+            done = kinds.deliveries(at)
+    assert [row.state for row in done] == [DeliveryState.SENT] + [DeliveryState.PENDING] * 4
+    assert pacs_.on == [[SegmentationStorage]]
+
+
+def test_the_reaper_announces_nothing_that_a_worker_is_on_its_way_with(settings: Settings) -> None:
+    seen: list[list[int]] = []
+    with counting() as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+
+            def look(event: evt.Event) -> None:
+                del event
+                now = datetime.now(UTC)
+                lost = now - timedelta(seconds=10)
+                with at.sessions.begin() as session:
+                    seen.append(deliveries.due(now, session=session, enqueued_before=lost))
+
+            pacs_.server.bind(evt.EVT_ACCEPTED, look)
+            worker.deliver(kinds.deliveries(at)[0].id, at)
+            done = kinds.deliveries(at)
+    assert seen == [[]]
+    assert [row.state for row in done] == [DeliveryState.SENT] * 5
+
+
+def test_two_workers_that_begin_with_different_objects_send_each_once(settings: Settings) -> None:
+    with counting() as pacs_:
+        where = kinds.going_to(settings, pacs_.peer, no_commitment=("*",))
+        with kinds.scored(where, artifacts={pacs_.peer: EVERYTHING}) as at:
+            ids = [row.id for row in kinds.deliveries(at)]
+            store_steps.at_once([partial(worker.deliver, each, at) for each in (ids[0], ids[-1])])
+            done = kinds.deliveries(at)
+    assert [row.state for row in done] == [DeliveryState.SENT] * 5
+    assert [row.attempts for row in done] == [1] * 5
+
+
+@steps.sqlite_only
+def test_a_rehearsal_that_fails_keeps_no_worker_from_starting(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(**_: object) -> None:
+        raise ValueError(NAME)
+
+    monkeypatch.setattr(rehearsal, "play", spoiled)
+    with steps.bench(settings) as at:
+        warm(at)
+    assert "the first task will be slower: ValueError" in caplog.text
+    assert NAME not in caplog.text

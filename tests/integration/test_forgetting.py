@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -260,3 +261,46 @@ def test_one_purge_takes_so_many(at: worker.Bench) -> None:
     with at.sessions() as session:
         lots = forgetting.spare_rows(before=OLD, limit=2, session=session)
     assert [lot.series_instance_uid for lot in lots] == ["1.9.0.1", "1.9.1.1"]
+
+
+@pytest.mark.parametrize("study", (None, "1.9"))
+def test_an_order_that_names_no_study_keeps_what_it_is_bound_to(
+    at: worker.Bench, study: str | None
+) -> None:
+    delivered(at)
+    set_all(at, WorkItem, study_instance_uid=study, state="SCHEDULED")
+    assert What.ROWS not in purge(at)
+    set_all(at, WorkItem, state="COMPLETED")
+    assert What.ROWS in purge(at)
+    assert rows(at) == {}
+
+
+def test_what_is_made_anew_has_other_uids(at: worker.Bench) -> None:
+    keys = []
+    for times in range(3):
+        delivered(at)
+        with at.sessions() as session:
+            job = session.scalars(select(Job)).one()
+            keys.append(job.key)
+            again = intake.open_job(job.series_id, **steps.BUNDLE, now=NOW, session=session)
+            assert again.id == job.id
+        assert What.ROWS in purge(at), times
+    assert len(set(keys)) == 3
+
+
+def test_a_series_that_arrives_meanwhile_keeps_the_study(at: worker.Bench) -> None:
+    """Its transaction is open while the purge begins; it is waited for."""
+    delivered(at)
+    set_all(at, Instance, purged_at=NOW)
+    set_all(at, ArtifactRow, purged_at=NOW)
+    rules = purging.by_age(at.settings, now=OLD)
+    (lot,) = purging.plan(rules, at)
+    with ThreadPoolExecutor(1) as other:
+        with at.sessions.begin() as session:
+            steps.receive(steps.image(50, series=f"{SERIES}.2"), session=session, now=OLD)
+            purge_ = other.submit(purging.take, lot, rules, at, now=OLD)
+            with pytest.raises(TimeoutError):
+                purge_.result(timeout=0.5)
+        assert purge_.result(timeout=10) == purging.Gone()
+    assert rows(at)["studies"] == 1
+    assert rows(at)["series"] == 2

@@ -27,7 +27,7 @@ from sqlalchemy import select
 
 from hipscore import phantom, pipeline, queue, worker
 from hipscore.cli import supervise
-from hipscore.domain import ArtifactKind, FloatArray, Transient
+from hipscore.domain import ArtifactKind, Engine, FloatArray, Transient
 from hipscore.keeping import Closing
 from hipscore.lifecycle import DeliveryState, JobState, SeriesState
 from hipscore.settings import Settings
@@ -119,6 +119,30 @@ def test_what_has_no_hip_is_reported_as_not_scorable(settings: Settings, tmp_pat
     assert done.result["status"] == "not_scorable"
     assert ArtifactKind.SEG not in artifacts(settings)
     assert steps.count(settings, Delivery) == 1  # the SR that says why
+
+
+class Unasked(Oracle):
+    """Networks that nobody shall ask."""
+
+    @property
+    def engine(self) -> Engine:
+        raise AssertionError("no network was asked")
+
+
+@steps.sqlite_only
+def test_a_series_declined_before_any_network_names_no_engine(
+    settings: Settings, tmp_path: Path
+) -> None:
+    _, images = study()
+    images[3].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    job = steps.received(settings, images, tmp_path / "scanner")
+    with steps.bench(settings, Unasked()) as at:
+        worker.analyse(job.id, at)
+    (done,) = steps.rows(settings, Job)
+    assert done.state is JobState.NOT_SCORABLE
+    assert done.result["engine"] is None
+    assert done.engine is None
+    assert b"engine=" not in artifacts(settings)[ArtifactKind.SR]
 
 
 def test_an_analysis_repeated_after_a_crash_makes_no_twin(

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from pydicom import dcmread
 
+from hipscore import pipeline
 from hipscore.addresses import Peer
 from hipscore.cli import COMMANDS, group
 from hipscore.cli.common import files_in, table
 from hipscore.cli.demo import _settings as demo_settings
 from hipscore.cli.maintain import masked
-from hipscore.cli.score import _series_in
+from hipscore.cli.score import _series_in, result_of
 from hipscore.cli.supervise import environment
+from hipscore.domain import Engine
 from hipscore.settings import Settings
 from tests import stacks
+from tests.analytic import Oracle
 
 
 def _run(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -273,3 +277,20 @@ def test_a_child_gets_exactly_the_settings_of_its_parent(
     assert (child.broker, child.database) == (given.broker, given.database)
     same = set(Settings.model_fields) - {"broker_url", "database_url"}
     assert child.model_dump(include=same) == given.model_dump(include=same)
+
+
+class Unasked(Oracle):
+    """Networks that nobody shall ask."""
+
+    @property
+    def engine(self) -> Engine:
+        raise AssertionError("no network was asked")
+
+
+def test_what_no_network_was_asked_about_names_no_engine() -> None:
+    images = stacks.coronal()
+    images[0].Modality = "CT"
+    analysis = pipeline.analyse(images, Unasked())
+    result = result_of(analysis, Unasked(), created_at=datetime.now(UTC), artifacts={})
+    assert result["reason"]["code"] == "not_mr"
+    assert result["engine"] is None

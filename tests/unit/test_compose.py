@@ -276,6 +276,12 @@ def test_orthanc_and_hipscore_know_each_other() -> None:
     assert EXAMPLE["HIPSCORE_DESTINATIONS"] == f"{orthanc['DicomAet']}@pacs:{orthanc['DicomPort']}"
 
 
+def test_a_worker_that_ended_by_itself_is_started_again() -> None:
+    """One that lost its engine ends in an orderly way, with exit code 0."""
+    text = next(unit for unit in UNITS if unit.name == "hipscore-work@.service").read_text()
+    assert "\nRestart=always\n" in text
+
+
 def test_there_is_a_unit_for_each_process() -> None:
     assert {unit.name for unit in UNITS} == {"hipscore-migrate.service", *INSTANCES}
 

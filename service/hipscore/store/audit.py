@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from hipscore.store.tables import ArtifactRow, AuditEvent, Delivery, Job, Series, WorkItem
 
 COMMAND_LINE = "command line"
+#: action of the line that says that all rows of a study were deleted
+DELETE_ROWS = "delete rows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,16 @@ def append(
             detail=dict(detail or {}),
         )
     )
+
+
+def deletions(study: str, *, session: Session) -> int:
+    """How often all rows of this study were deleted (:mod:`hipscore.store.forgetting`)."""
+    query = (
+        select(func.count())
+        .select_from(AuditEvent)
+        .where(AuditEvent.study_instance_uid == study, AuditEvent.action == DELETE_ROWS)
+    )
+    return session.scalar(query) or 0
 
 
 def events(

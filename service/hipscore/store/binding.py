@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from hipscore.lifecycle import IllegalMove, JobState, job_key
-from hipscore.store import ledger
+from hipscore.store import audit, ledger
 from hipscore.store.moves import LeaseLost, load
 from hipscore.store.tables import Job, Series
 
@@ -37,11 +37,13 @@ def rebind(
     """
     job = load(Job, job_id, session=session)
     before = f"{job.bundle_id} {job.bundle_version}"
+    series = session.get_one(Series, job.series_id)
     key = job_key(
-        series_instance_uid=session.get_one(Series, job.series_id).series_instance_uid,
+        series_instance_uid=series.series_instance_uid,
         instances_digest=job.instances_digest,
         bundle_id=bundle_id,
         bundle_sha256=bundle_sha256,
+        generation=audit.deletions(series.study_instance_uid, session=session),
     )
     twin = session.scalars(select(Job.id).where(Job.key == key, Job.id != job_id)).one_or_none()
     if twin is not None:

@@ -1,8 +1,8 @@
 """Storage commitment of what was sent: asked for by destination, answered by transaction.
 
-A SENT delivery with ``commit_at`` wants it. Whoever asks moves ``commit_at`` on first, by
-compare-and-swap, so that no object is in two requests at once; who dies while asking has
-only postponed it.
+A SENT delivery with ``commit_at`` wants it. Whoever asks locks the rows that are due and moves
+their ``commit_at`` on first, so that no object is in two requests at once; who dies while
+asking has only postponed it.
 """
 
 from __future__ import annotations

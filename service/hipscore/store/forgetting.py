@@ -124,6 +124,10 @@ def forget(lot: Lot, *, before: datetime, why: str, now: datetime, session: Sess
     # whoever brings an image, opens a job or sends a result again locks the series as well
     ids = session.scalars(select(Series.id).where(of_study).order_by(Series.id).with_for_update())
     series = list(ids)
+    # A new series brings the line of the study to the top: it is waited for and then seen, or
+    # it waits and makes the line anew.
+    line = select(Study.id).where(Study.study_instance_uid == uid).with_for_update()
+    session.scalars(line).one_or_none()
     still = select(Study.id).where(Study.study_instance_uid == uid, *_settled(before))
     if session.scalars(still).one_or_none() is None:
         return []
@@ -135,7 +139,7 @@ def forget(lot: Lot, *, before: datetime, why: str, now: datetime, session: Sess
     lines = _delete(rows, uid, session=session)
     counted = {"series": len(rows.series), "analyses": len(rows.jobs), "ledger": lines}
     detail = {**counted, "why": why}
-    audit.append(RETENTION, "delete rows", study=uid, detail=detail, now=now, session=session)
+    audit.append(RETENTION, audit.DELETE_ROWS, study=uid, detail=detail, now=now, session=session)
     session.flush()
     return keys
 
@@ -156,14 +160,14 @@ def _settled(before: datetime) -> tuple[ColumnElement[bool], ...]:
     locked = exists().where(
         Subscription.workitem_uid == WorkItem.sop_instance_uid, Subscription.deletion_lock
     )
-    ordered = and_(
-        WorkItem.study_instance_uid == Study.study_instance_uid,
-        or_(
-            WorkItem.state.not_in([state.value for state in FINAL]),
-            WorkItem.updated_at >= before,
-            locked.correlate(WorkItem),
-        ),
+    held = or_(
+        WorkItem.state.not_in([state.value for state in FINAL]),
+        WorkItem.updated_at >= before,
+        locked.correlate(WorkItem),
     )
+    ordered = and_(WorkItem.study_instance_uid == Study.study_instance_uid, held)
+    # an order may name no study, or another, and still be carried out by a job of this one
+    bound = and_(analysis, WorkItem.job_id == Job.id, held)
     keeps = (
         (of_study, active),
         (of_study, image),
@@ -171,6 +175,7 @@ def _settled(before: datetime) -> tuple[ColumnElement[bool], ...]:
         (made, here),
         (made, going),
         (ordered,),
+        (bound,),
     )
     return (Study.updated_at < before, *(~exists().where(*each).correlate(Study) for each in keeps))
 

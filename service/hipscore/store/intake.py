@@ -23,7 +23,7 @@ from hipscore.lifecycle import (
     instances_digest,
     job_key,
 )
-from hipscore.store import ledger, performing, summary
+from hipscore.store import audit, ledger, performing, summary
 from hipscore.store.instances import RECEIVED, received
 from hipscore.store.moves import advance, load
 from hipscore.store.tables import Instance, Job, JobInstance, Series
@@ -174,6 +174,7 @@ def open_job(
         instances_digest=digest,
         bundle_id=bundle_id,
         bundle_sha256=bundle_sha256,
+        generation=audit.deletions(series.study_instance_uid, session=session),
     )
     # the series row is locked: nobody else opens a job of this series meanwhile
     existing = session.scalars(select(Job).where(Job.key == key)).one_or_none()

@@ -32,7 +32,8 @@ def beside(parcel: Parcel, *, now: datetime, session: Session) -> list[Sibling]:
     """What else of its job is PENDING and due where a claimed delivery goes, in sending order.
 
     Nothing is claimed by that: each is, by :func:`hipscore.store.deliveries.claim`, when its
-    turn comes. What takes a result back goes alone.
+    turn comes. PostgreSQL holds their rows until the transaction ends, so that they can be
+    marked as announced. What takes a result back goes alone.
     """
     if takes_back(parcel.artifact):
         return []
@@ -51,6 +52,8 @@ def beside(parcel: Parcel, *, now: datetime, session: Session) -> list[Sibling]:
         )
         .order_by(order, Delivery.id)
         .limit(LIMIT)
+        # what another worker claims at this moment is its own; waiting for it could go crosswise
+        .with_for_update(key_share=True, skip_locked=True, of=Delivery)
     )
     return [
         Sibling(delivery_id, tuple(each for each in classes if each is not None))

@@ -77,14 +77,14 @@ def warm(at: Bench) -> None:
     """Pay at start what the first task would pay: connections, and composing every statement.
 
     One analysis is led through the database and taken back again: nobody ever sees it. What
-    cannot be had now is paid for later.
+    cannot be had now is paid for later: nothing here keeps a worker from starting.
     """
-    queue.warm(at.broker)
     try:
+        queue.warm(at.broker)
         with at.sessions() as session:
             rehearsal.play(now=now_utc(), session=session)
             session.rollback()
-    except SQLAlchemyError as error:
+    except Exception as error:  # noqa: BLE001 - only time is lost
         log.warning("the first task will be slower: %s", describe(error))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -23,6 +23,7 @@ from hipscore.addresses import DicomWeb, Mllp, Peer
 from hipscore.addresses import destination as parse
 from hipscore.domain import ArtifactKind, Outcome, Transient
 from hipscore.lease import token
+from hipscore.lifecycle import IllegalMove
 from hipscore.store import deliveries, replacing, together
 from hipscore.store import engine as database
 from hipscore.store.deliveries import Parcel
@@ -50,6 +51,8 @@ INSTEAD = (ArtifactKind.SC, ArtifactKind.PDF)
 #: why a message is not sent
 LATER = "a later result of the series goes there instead"
 _REPLACEABLE = frozenset({ArtifactKind.SEG, ArtifactKind.SR})
+#: why a row may not be claimed, or its outcome not be recorded, at this moment
+_NOT_NOW = (Transient, SQLAlchemyError, NotFound, IllegalMove)
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def deliver(delivery_id: int, at: Bench) -> None:
         with database.transaction(at.sessions) as session:
             parcel = deliveries.claim(delivery_id, lease=lease, **term(at), session=session)
             rest = _follows(parcel, session=session)
-    except (Transient, SQLAlchemyError, NotFound) as error:
+    except _NOT_NOW as error:
         log.warning("delivery %d cannot be claimed: %s", delivery_id, describe(error))
         return
     if parcel is None:
@@ -101,7 +104,12 @@ def _follows(parcel: Parcel | None, *, session: Session) -> list[Sibling]:
     """What could be sent with it; messages have an order of their own and go alone."""
     if parcel is None or isinstance(parse(parcel.delivery.destination), Mllp):
         return []
-    return together.beside(parcel, now=now_utc(), session=session)
+    now = now_utc()
+    rest = together.beside(parcel, now=now, session=session)
+    if rest:
+        # the reaper announces none of them to another worker while this one is on its way
+        deliveries.enqueued([each.id for each in rest], now=now, session=session)
+    return rest
 
 
 def _carrier(parcel: Parcel, rest: Sequence[Sibling], at: Bench) -> pacs.Carrier | None:
@@ -127,16 +135,11 @@ def _deliver_next(
         outcome = Outcome(delivered=False, retry=True, status=None, text=describe(error))
     spent = time.perf_counter() - started
     try:
-        with database.transaction(at.sessions) as session:
-            verdict, opened = _record(delivery, tour, outcome, went, at, session)
-            following = _claim_next(tour, at, session)
-            delivered = delivery.id if outcome.delivered else tour.delivered
-            last = following is None and delivered is not None
-            asks = last and _asks(delivery.destination, at, session)
+        settled = _settle(delivery, tour, outcome, went, at)
     except LeaseLost as error:
         log.warning("delivery %d: outcome not recorded: %s", delivery.id, describe(error))
         return _claim_alone(tour, at)
-    except (Transient, SQLAlchemyError) as error:
+    except _NOT_NOW as error:
         log.warning("delivery %d: outcome not recorded: %s", delivery.id, describe(error))
         return None
     log.log(
@@ -145,15 +148,63 @@ def _deliver_next(
         delivery.id,
         went.kind.value,
         delivery.destination,
-        verdict,
+        settled.verdict,
         spent,
         deliveries.shown(delivery.destination, outcome.status)
         or f"(try {delivery.attempts} of {at.settings.max_attempts}: {outcome.text})",
     )
-    tour.delivered, tour.commits = delivered, delivered if asks else None
-    if opened:
-        announce_deliveries(opened[:1], at, remember=False)
-    return following
+    tour.delivered = settled.delivered
+    tour.commits = settled.delivered if settled.asks else None
+    if settled.opened:
+        announce_deliveries(settled.opened[:1], at, remember=False)
+    return settled.following
+
+
+class _Settled(NamedTuple):
+    """What came of a delivery, and what follows it.
+
+    ``delivered``: the last of the tour that arrived. ``asks``: whether its commitment is to
+    be announced.
+    """
+
+    verdict: str
+    opened: list[int]
+    following: Parcel | None
+    delivered: int | None
+    asks: bool
+
+
+def _settle(
+    delivery: Delivery, tour: _Tour, outcome: Outcome, went: ArtifactRow, at: Bench
+) -> _Settled:
+    """Record what came of it and claim the next, in one transaction.
+
+    If that does not go, it is recorded once more without a claim: what keeps the next from
+    being claimed must not undo the record of what has gone out.
+    """
+    try:
+        return _settle_once(delivery, tour, outcome, went, at, goes_on=True)
+    except _NOT_NOW as error:
+        log.warning("delivery %d is recorded alone: %s", delivery.id, describe(error))
+        return _settle_once(delivery, tour, outcome, went, at, goes_on=False)
+
+
+def _settle_once(
+    delivery: Delivery,
+    tour: _Tour,
+    outcome: Outcome,
+    went: ArtifactRow,
+    at: Bench,
+    *,
+    goes_on: bool,
+) -> _Settled:
+    with database.transaction(at.sessions) as session:
+        verdict, opened = _record(delivery, tour, outcome, went, at, session)
+        following = _claim_next(tour, at, session) if goes_on else None
+        delivered = delivery.id if outcome.delivered else tour.delivered
+        last = following is None and delivered is not None
+        asks = last and _asks(delivery.destination, at, session)
+    return _Settled(verdict, opened, following, delivered, asks)
 
 
 def _claim_next(tour: _Tour, at: Bench, session: Session) -> Parcel | None:
@@ -172,7 +223,7 @@ def _claim_alone(tour: _Tour, at: Bench) -> Parcel | None:
     try:
         with database.transaction(at.sessions) as session:
             return _claim_next(tour, at, session)
-    except (Transient, SQLAlchemyError) as error:
+    except _NOT_NOW as error:
         log.warning("what is left waits for the reaper: %s", describe(error))
         return None
 
