@@ -73,8 +73,8 @@ class Probe:
     """A large matrix product and a large copy, again and again between what is compared.
 
     The best of all turns counts: what else runs on the machine slows a product as well, and a
-    ceiling that was measured at a bad moment would be none. torch alone multiplies: the threads
-    of NumPy's library stay awake after a product and slow torch's networks beside them.
+    ceiling that was measured at a bad moment would be none. torch alone multiplies: a second
+    library would bring threads of its own, which may disturb what is compared.
     """
 
     def __init__(self, where: str) -> None:

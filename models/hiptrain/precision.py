@@ -17,7 +17,7 @@ import numpy as np
 
 from hipscore import pipeline
 from hipscore.domain import Engine, Findings, FloatArray, Masks, ModelCard, Volume
-from hipscore.inference import BundleError, open_bundle
+from hipscore.inference import BundleError, open_bundle, runtimes
 from hiptrain.evaluate import Case, Done, pair, structures_of
 from hiptrain.figures import STRUCTURES, Summary, spread
 from hiptrain.metrics import Overlap, dice, pooled_dice
@@ -111,7 +111,7 @@ def start(bundle: Path, *, threads: int) -> dict[str, Running]:
 
 def multiplies_bf16() -> bool:
     """Whether the processor does: elsewhere OpenVINO emulates it slowly, or not at all."""
-    import openvino as ov
+    ov = runtimes.openvino()
 
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -128,7 +128,7 @@ def opened(path: Path, runtime: Runtime, *, bf16: bool = False, threads: int = 1
             path, sess_options=options, providers=["CPUExecutionProvider"]
         )
         return lambda given: _batched(lambda part: session.run(None, {"pictures": part})[0], given)
-    import openvino as ov
+    ov = runtimes.openvino()
 
     core = ov.Core()
     settings = {

@@ -151,6 +151,7 @@ def test_a_way_that_deviates_is_declined_aloud(
 def test_a_bundle_that_nothing_reproduces_is_refused(bundle: Path) -> None:
     text = described(bundle)
     text["reference"]["tolerance"] = -1.0
+    text["variants"] = {}
     (bundle / "bundle.json").write_text(json.dumps(text), "utf-8")
     with pytest.raises(BundleError, match=r"^no runtime is left.*openvino fp32.*cpu fp32"):
         inference.load_segmenter(bundle, 1)
@@ -194,6 +195,66 @@ def test_the_last_device_that_is_lost_is_an_error(crops: FloatArray) -> None:
     alone._running.segment = Lost()
     with pytest.raises(BundleError, match="no runtime is left"):
         alone.segment(crops)
+
+
+class Overflowing:
+    """A network of which one value is not finite."""
+
+    device = "there"
+
+    def __init__(self, inner: runtimes.Network, value: float) -> None:
+        self._inner, self._value = inner, value
+
+    def __call__(self, pictures: FloatArray) -> FloatArray:
+        answer = self._inner(pictures)
+        answer[-1, 0, 0, 0] = self._value
+        return answer
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_an_answer_that_is_not_finite_is_a_failure_of_the_way(
+    segmenter: inference.BundleSegmenter, crops: FloatArray, value: float
+) -> None:
+    before = segmenter.segment(crops)
+    assert not segmenter.lost
+    segmenter._running.segment = Overflowing(segmenter._running.segment, value)
+    np.testing.assert_allclose(segmenter.segment(crops), before, atol=2e-3)
+    assert ways(segmenter) == "cpu fp32"
+    assert segmenter.engine.declined == ("openvino fp32 failed at work: the answer is not finite",)
+    assert segmenter.lost  # another process begins with the faster way again
+
+
+def test_a_picture_that_is_not_finite_costs_no_way(
+    segmenter: inference.BundleSegmenter, crops: FloatArray
+) -> None:
+    segmenter._running.segment = Overflowing(segmenter._running.segment, np.nan)
+    with pytest.raises(ValueError, match=r"is not finite \(segment\)"):
+        segmenter.segment(np.full_like(crops, np.nan))
+    assert ways(segmenter) == "openvino fp32"
+    assert not segmenter.lost
+
+
+@pytest.mark.parametrize("provider", ("openvino", "cpu"))
+def test_what_was_not_filled_in_is_not_a_number(provider: str, crops: FloatArray) -> None:
+    room = runtimes._room(crops, 3)
+    assert room.shape == (len(crops), 3, *crops.shape[2:])
+    assert np.isnan(room).all()
+    network = inference.load_segmenter(threads=1, provider=provider, precision="fp32")
+    assert np.isfinite(network.segment(crops)).all()
+
+
+def test_openvino_raises_what_fails_in_a_request_and_computes_on(
+    segmenter: inference.BundleSegmenter, crops: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = segmenter._running.segment
+    before = network(crops)
+    with monkeypatch.context() as patched:
+        patched.setattr(runtimes, "_room", lambda pictures, _: np.empty((len(pictures), 1, 2, 3)))
+        with pytest.raises(ValueError, match="broadcast"):
+            network(crops)
+    with pytest.raises(RuntimeError, match="shape"):  # before any request began
+        network(crops[:, :, :8])
+    np.testing.assert_array_equal(network(crops), before)
 
 
 @pytest.mark.parametrize("provider", ("openvino", "cpu"))

@@ -61,9 +61,8 @@ def test_the_first_way_differs_from_nothing(
 
 
 def test_the_other_ways_find_the_same(answers: dict[str, list[precision.Answer]]) -> None:
-    expected = {FP32, "fp32, OpenVINO"} | (
-        {"bf16, OpenVINO"} if precision.multiplies_bf16() else set()
-    )
+    others = {"fp32, OpenVINO", "int8, OpenVINO", "int8, onnxruntime"}
+    expected = {FP32} | others | ({"bf16, OpenVINO"} if precision.multiplies_bf16() else set())
     assert set(answers) == expected
     for each in precision.summary(answers).values():
         assert each["told_alike"] == 1

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Client, answer_challenge, deliver_challenge
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,16 @@ import pytest
 
 from hipscore import inference
 from hipscore.domain import Engine, FloatArray, ModelCard, Segmenter, Transient
-from hipscore.inference import BundleSegmenter, Choice, Precision, Provider, gpu, shared
+from hipscore.inference import (
+    BundleError,
+    BundleSegmenter,
+    Choice,
+    Precision,
+    Provider,
+    gpu,
+    shared,
+    wire,
+)
 from hipscore.inference.networks import EngineLost, Room
 from hipscore.keeping import sharing
 from hipscore.settings import Settings
@@ -171,6 +180,7 @@ def ask(address: str, header: bytes, payload: bytes = b"", key: bytes = KEY) -> 
 def header(**changed: object) -> bytes:
     spec = BUNDLE.card.segmenter
     right = {
+        "number": 1,
         "what": "segment",
         "dtype": "<f4",
         "shape": [1, spec.context, spec.rows, spec.columns],
@@ -182,6 +192,7 @@ def header(**changed: object) -> bytes:
 def test_wrong_bytes_are_refused(slow: Slow, alone: BundleSegmenter, address: str) -> None:
     slow.gate.set()
     assert "not a request" in ask(address, b"\x80\x04pickle")
+    assert "not a request" in ask(address, header(number=None))
     assert "no network" in ask(address, header(what="engine"))
     assert "another model bundle" in ask(address, header(bundle="0" * 64))
     assert "segment takes" in ask(address, header(shape=[1, 5, 8, 8]))
@@ -218,6 +229,78 @@ def test_a_feeder_that_may_not_compute_itself_lets_the_series_wait(address: str)
     """HIPSCORE_PROVIDER names a GPU: the job is tried again, and does not fail for good."""
     with pytest.raises(Transient, match="the shared engine failed: "):
         feeder(address).localise(planes(1))
+
+
+def test_no_answer_belongs_to_another_request(
+    slow: Slow, alone: BundleSegmenter, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one with another number, nor one that was asked for and not waited for."""
+    asked = feeder(address, own=lambda: alone)
+    slow.gate.set()
+    asked.localise(planes(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(shared, "receive", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            asked.segment(crops(1))
+    np.testing.assert_array_equal(asked.segment(crops(2)), alone.segment(crops(2)))
+    real = shared._asked
+    monkeypatch.setattr(shared, "_asked", lambda *given: (7000, *real(*given)[1:]))
+    asked.localise(planes(1))
+    assert "is answered as 7000" in asked.engine.declined[0]
+
+
+def _interrupted(connection: Connection, shape: tuple[int, ...]) -> FloatArray:
+    """Read an array; the feeder, which is not the server's thread, is interrupted before."""
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+    return wire.receive(connection, shape)
+
+
+def test_a_feeder_whose_own_networks_fail_lets_the_series_wait(address: str) -> None:
+    def refused() -> Segmenter:
+        raise BundleError("no memory")
+
+    asked = feeder(address, own=refused)
+    with pytest.raises(Transient, match=r"the shared engine failed: .*; no memory"):
+        asked.localise(planes(1))
+
+
+def test_an_engine_of_the_series_before_is_not_shown(slow: Slow, address: str) -> None:
+    asked = feeder(address)
+    slow.gate.set()
+    asked.localise(planes(1))
+    with pytest.raises(EngineLost, match="takes"):
+        asked.localise(planes(1)[:, :, :8])
+    with pytest.raises(EngineLost):
+        feeder(address + "-gone").engine.provider  # noqa: B018 - nothing computed, nothing can
+    assert asked._engine is None  # type: ignore[attr-defined]
+
+
+def test_a_worker_whose_named_gpu_does_not_start_takes_no_job() -> None:
+    settings = Settings(engine="shared", provider="cuda")
+    with (
+        pytest.raises(BundleError, match="does not start with HIPSCORE_PROVIDER=cuda"),
+        sharing.shared_engine(settings, BUNDLE, concurrency=2),
+    ):
+        pytest.fail("it began")
+    assert _engine_process() is None
+
+
+def test_a_worker_whose_named_gpu_does_not_come_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    monkeypatch.setattr(sharing, "PAUSES_S", (0.01, 0.01))
+    tried: list[bool] = []
+    for alone, count in ((True, sharing.FAILURES), (False, 3 * sharing.FAILURES)):
+        keeper = sharing._Keeper(None, "/nowhere", KEY, alone=alone)  # type: ignore[arg-type]
+        monkeypatch.setattr(keeper, "_once", lambda: tried.append(False))  # and so not ready
+        tried.clear()
+        ended.clear()
+        keeper._thread.start()
+        _until(lambda count=count: len(tried) >= count)  # type: ignore[misc]
+        keeper.stop()
+        assert ended.is_set() is alone
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_a_feeder_that_dies_disturbs_nobody(

@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 
 from hipscore import __version__
 from hipscore.cli.common import files_in, load_settings, print_json, progress, start, table
-from hipscore.domain import RESEARCH_USE, Artifact, ArtifactKind, Segmenter
+from hipscore.domain import RESEARCH_USE, Artifact, ArtifactKind, Engine, Segmenter
 from hipscore.header import is_uid, read_image
 from hipscore.pipeline import DEFAULT_KINDS, Analysis, Options, analyse, report
 from hipscore.reporting import ReportContext
@@ -194,7 +194,7 @@ def _score_one(
         job_key=key,
         created_at=now,
         software_version=__version__,
-        engine=segmenter.engine,
+        engine=_asked(analysis, segmenter),
     )
     artifacts = report(analysis, card, context=context, kinds=kinds, stage=watch.stage)
     folder = out / series.folder
@@ -202,6 +202,11 @@ def _score_one(
     result = result_of(analysis, segmenter, created_at=now, artifacts=places)
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def _asked(analysis: Analysis, segmenter: Segmenter) -> Engine | None:
+    """What computed; None where the series was declined before any network was asked."""
+    return None if analysis.volume is None else segmenter.engine
 
 
 def _without_repeats(images: Iterator[Dataset]) -> list[Dataset]:
@@ -223,7 +228,7 @@ def result_of(
         status="scored" if analysis.findings.scored else "not_scorable",
         findings=analysis.findings,
         card=segmenter.card,
-        engine=segmenter.engine,
+        engine=_asked(analysis, segmenter),
         created_at=created_at,
         supersedes=None,
         artifacts=artifacts,

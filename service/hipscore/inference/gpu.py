@@ -241,7 +241,7 @@ class BoundNetwork:
 
     def __call__(self, pictures: FloatArray) -> FloatArray:
         """Run ``(N, C, H, W)`` in batches: one copy to the device, one back, for each."""
-        result = np.empty((len(pictures), *self._shape), dtype=np.float32)
+        result = np.full((len(pictures), *self._shape), np.nan, dtype=np.float32)
         for at in range(0, len(pictures), self._batch):
             part = pictures[at : at + self._batch]
             self._filled[: len(part)] = part

@@ -188,6 +188,7 @@ class BundleSegmenter:
         self._ways: Iterator[Choice] = iter(ways)
         self._declined: list[str] = []
         self._lost = False
+        self._failed: list[_Running] = []
         self._running = self._next()
 
     @property
@@ -206,10 +207,10 @@ class BundleSegmenter:
 
     @property
     def lost(self) -> bool:
-        """Whether only another process computes as fast again: this one's GPU failed at work.
+        """Whether a way failed at work: this process shall end after its tasks, to start afresh.
 
-        What CUDA says of a failed device, it says until the process ends. Also True when no
-        runtime is left.
+        What CUDA says of a failed device, it says until the process ends; and what a processor
+        lacked for a moment, memory, would cost the faster way for as long as the process lives.
         """
         return self._lost
 
@@ -225,17 +226,21 @@ class BundleSegmenter:
         while True:
             network: runtimes.Network = getattr(self._running, what)
             try:
-                return network(pictures)
-            except Exception as error:  # noqa: BLE001 - every runtime raises errors of its own
+                return _finite(network(pictures))
+            except Exception as error:  # every runtime raises errors of its own
+                if not np.isfinite(pictures).all():  # no way can answer that
+                    msg = f"what shall be computed is not finite ({what})"
+                    raise ValueError(msg) from error
                 self._decline(f"{self._choice} failed at work", error)
-                self._lost |= self._choice.provider not in ON_THE_CPU
+                self._lost = True
+                # a runtime that just failed is not taken apart: the process ends soon anyway
+                self._failed.append(self._running)
                 self._running = self._after_loss()
 
     def _after_loss(self) -> _Running:
         try:
             return self._next()
         except BundleError as error:
-            self._lost = True
             raise EngineLost(str(error)) from error
 
     def _next(self) -> _Running:
@@ -266,6 +271,19 @@ class BundleSegmenter:
         if complaint not in self._declined:
             self._declined.append(complaint)
         log.error("%s; a slower one is tried", complaint)
+
+
+def _finite(answer: FloatArray) -> FloatArray:
+    """The answer; not a number would be above no threshold, and so a hip without a lesion.
+
+    Raises
+    ------
+    ArithmeticError
+        If a value is not finite.
+    """
+    if not np.isfinite(answer).all():
+        raise ArithmeticError("the answer is not finite")
+    return answer
 
 
 def load_segmenter(

@@ -7,6 +7,7 @@ their memory.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,19 @@ def onnxruntime_version() -> str:
     import onnxruntime as ort  # noqa: PLC0415
 
     return f"onnxruntime {ort.__version__}"
+
+
+def openvino() -> Any:
+    """Import OpenVINO without its telemetry, which would report every import to its makers.
+
+    A DICOM service calls nobody it was not told to. Where its telemetry cannot be imported,
+    OpenVINO goes without.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # "cannot be imported"
+    import openvino as module  # noqa: PLC0415
+
+    return module
 
 
 def openvino_version() -> str | None:
@@ -108,7 +122,7 @@ class OpenVino:
     """
 
     def __init__(self, path: Path, *, precision: Precision, threads: int) -> None:
-        import openvino as ov  # noqa: PLC0415
+        ov = openvino()
 
         model = ov.Core().read_model(path)
         shape = [dimension.get_length() for dimension in list(model.input(0).partial_shape)[1:]]
@@ -135,17 +149,26 @@ class OpenVino:
         result = _room(pictures, self._channels)
         given = np.ascontiguousarray(pictures)  # shared with the requests: kept until they end
 
+        failed: list[Exception] = []
+
         def take(request: ov.InferRequest, at: int) -> None:
-            result[at] = request.get_output_tensor(0).data[0]
+            try:
+                result[at] = request.get_output_tensor(0).data[0]
+            except Exception as error:  # noqa: BLE001 - OpenVINO raises it twice, which aborts
+                failed.append(error)
 
         self._queue.set_callback(take)
-        for at in range(len(given)):
-            self._queue.start_async({0: given[at : at + 1]}, at, share_inputs=True)
-        self._queue.wait_all()
+        try:
+            for at in range(len(given)):
+                self._queue.start_async({0: given[at : at + 1]}, at, share_inputs=True)
+        finally:  # requests read ``given`` and write ``result``; what failed in one is raised here
+            self._queue.wait_all()
+        if failed:
+            raise failed[0]
         return result
 
 
 def _room(pictures: FloatArray, channels: int) -> FloatArray:
-    """An empty result for these pictures."""
+    """A result to be filled for these pictures; what is not filled is not a number."""
     count, _, rows, columns = pictures.shape
-    return np.empty((count, channels, rows, columns), dtype=np.float32)
+    return np.full((count, channels, rows, columns), np.nan, dtype=np.float32)

@@ -6,7 +6,8 @@ device becomes free goes together.
 
 A feeder that gets no answer computes with networks of its own, says so in its engine
 (``declined``), and comes back with the next series. A request is answered once, by the
-connection that it came through: answers cannot be mixed up.
+connection that it came through and with its number; a connection on which anything went wrong
+is closed: answers cannot be mixed up.
 
 On the wire (a Unix socket): a line of JSON that says what follows, then the raw float32 of
 the pictures ``(N, C, H, W)`` or of the answer. Nothing is unpickled.
@@ -16,10 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -39,7 +37,9 @@ from multiprocessing.connection import (
 import numpy as np
 
 from hipscore.domain import Engine, FloatArray, ModelCard, PlaneSpec, Segmenter
+from hipscore.inference.bundle import BundleError
 from hipscore.inference.networks import BundleSegmenter, EngineLost
+from hipscore.inference.wire import RefusedError, limited, receive, send
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,6 @@ _GONE = (OSError, EOFError, AuthenticationError, AssertionError)
 
 Own = Callable[[], Segmenter]
 Answer = tuple[FloatArray, Engine]
-
-
-class RefusedError(Exception):
-    """What came over the wire is not what was agreed; or the other side says that of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,20 +167,20 @@ class Server:
     def _attend(self, connection: Connection) -> None:
         """Answer one feeder until it goes."""
         with closing(connection), suppress(*_GONE):
-            _limit(connection, HANDSHAKE_SECONDS)
+            limited(connection, HANDSHAKE_SECONDS)
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
             while True:
-                _limit(connection, 0.0)  # between two series a feeder is silent for hours
+                limited(connection, 0.0)  # between two series a feeder is silent for hours
                 header = connection.recv_bytes(_HEADER_BYTES)
-                _limit(connection, ANSWER_SECONDS)
+                limited(connection, ANSWER_SECONDS)
                 with self._changed:
                     self._unanswered += 1
                 try:
                     self._serve(connection, header)
                 except RefusedError as error:
                     with suppress(OSError):  # what was sent is in the way of our answer
-                        _limit(connection, 0.1)
+                        limited(connection, 0.1)
                         connection.recv_bytes(_LARGEST_BYTES)
                     _refuse(connection, error)
                     return
@@ -194,8 +190,8 @@ class Server:
                         self._changed.notify_all()
 
     def _serve(self, connection: Connection, header: bytes) -> None:
-        what, shape = _asked(header, self._card)
-        request = _Request(what=what, pictures=_receive(connection, shape), answer=Future())
+        number, what, shape = _asked(header, self._card)
+        request = _Request(what=what, pictures=receive(connection, shape), answer=Future())
         with self._changed:
             if self._stopping:
                 raise RefusedError("the engine ends")
@@ -206,13 +202,13 @@ class Server:
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RefusedError(first[:200]) from error
-        said = {"shape": answer.shape, "engine": asdict(engine)}
+        said = {"number": number, "shape": answer.shape, "engine": asdict(engine)}
         connection.send_bytes(json.dumps(said).encode())
-        _send(connection, answer)
+        send(connection, answer)
 
 
-def _asked(header: bytes, card: ModelCard) -> tuple[str, tuple[int, ...]]:
-    """Which network is asked, and the shape of what it is given.
+def _asked(header: bytes, card: ModelCard) -> tuple[int, str, tuple[int, ...]]:
+    """The request's number, which network is asked, and the shape of what it is given.
 
     Raises
     ------
@@ -223,7 +219,7 @@ def _asked(header: bytes, card: ModelCard) -> tuple[str, tuple[int, ...]]:
         asked = json.loads(header)
         what, kind = str(asked["what"]), str(asked["dtype"])
         shape = tuple(int(each) for each in asked["shape"])
-        bundle = str(asked["bundle"])
+        number, bundle = int(asked["number"]), str(asked["bundle"])
     except (ValueError, KeyError, TypeError) as error:
         raise RefusedError(f"not a request ({type(error).__name__})") from error
     if what not in {LOCALISE, SEGMENT}:
@@ -233,7 +229,7 @@ def _asked(header: bytes, card: ModelCard) -> tuple[str, tuple[int, ...]]:
     wanted = _picture(card.localiser if what == LOCALISE else card.segmenter)
     if kind != "<f4" or shape[1:] != wanted or not 0 <= shape[0] <= MAX_PICTURES:
         raise RefusedError(f"{what} takes (N, {wanted}) of <f4, not {shape} of {kind[:20]}")
-    return what, shape
+    return number, what, shape
 
 
 def _refuse(connection: Connection, error: RefusedError) -> None:
@@ -243,34 +239,6 @@ def _refuse(connection: Connection, error: RefusedError) -> None:
 
 def _picture(spec: PlaneSpec) -> tuple[int, int, int]:
     return (spec.context, spec.rows, spec.columns)
-
-
-def _receive(connection: Connection, shape: tuple[int, ...]) -> FloatArray:
-    """Read the values of an array.
-
-    Raises
-    ------
-    RefusedError
-        If their number is another.
-    """
-    size = 4 * math.prod(shape)
-    data = connection.recv_bytes(size)
-    if len(data) != size:
-        raise RefusedError(f"{len(data)} bytes came, {shape} of float32 has {size}")
-    return np.frombuffer(data, dtype="<f4").reshape(shape).copy()  # to be written to
-
-
-def _send(connection: Connection, values: FloatArray) -> None:
-    connection.send_bytes(np.ascontiguousarray(values, dtype="<f4").ravel().view(np.uint8).data)
-
-
-def _limit(connection: Connection, seconds: float) -> None:
-    """End what takes longer with an OSError (SO_RCVTIMEO, socket(7)); 0: wait for ever."""
-    whole = int(seconds)
-    value = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            same.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 class SharedSegmenter:
@@ -304,6 +272,7 @@ class SharedSegmenter:
         self._connection: Connection | None = None
         self._engine: Engine | None = None
         self._declined: tuple[str, ...] = ()
+        self._number = 0
 
     @property
     def card(self) -> ModelCard:
@@ -311,7 +280,13 @@ class SharedSegmenter:
 
     @property
     def engine(self) -> Engine:
-        """What computed last: the server's engine, or ours and why the server's did not."""
+        """What computed last in this series: the server's engine, or ours and why not the server's.
+
+        Raises
+        ------
+        EngineLost
+            If nothing was computed in this series, and nothing can be.
+        """
         if self._engine is None:  # nobody asked for anything yet
             self.localise(np.empty((0, *_picture(self._card.localiser)), dtype=np.float32))
         if self._engine is None:
@@ -323,6 +298,7 @@ class SharedSegmenter:
 
         A series begins with this: the time to return to a shared engine that is back.
         """
+        self._engine = None
         self._connect()
         return self._compute(LOCALISE, planes)
 
@@ -338,6 +314,9 @@ class SharedSegmenter:
                 return self._ask(self._connection, what, pictures)
             except (OSError, EOFError, RefusedError, ValueError, KeyError, TypeError) as error:
                 self._give_up(error)
+            except BaseException:  # an answer may still come: nobody else shall take it for theirs
+                self._hang_up()
+                raise
         own = self._networks()
         answer: FloatArray = getattr(own, what)(pictures)
         engine = own.engine
@@ -348,7 +327,10 @@ class SharedSegmenter:
         if self._make_own is None:
             raise EngineLost("; ".join(self._declined))
         if self._own is None:
-            self._own = self._make_own()
+            try:
+                self._own = self._make_own()
+            except BundleError as error:
+                raise EngineLost("; ".join((*self._declined, str(error)))) from error
         return self._own
 
     def _connect(self) -> None:
@@ -360,10 +342,10 @@ class SharedSegmenter:
             self._give_up(error)
             return
         try:
-            _limit(connection, min(HANDSHAKE_SECONDS, self._limit))
+            limited(connection, min(HANDSHAKE_SECONDS, self._limit))
             answer_challenge(connection, self._key)
             deliver_challenge(connection, self._key)
-            _limit(connection, self._limit)
+            limited(connection, self._limit)
         except _GONE as error:
             connection.close()
             self._give_up(error)
@@ -372,25 +354,26 @@ class SharedSegmenter:
 
     def _ask(self, connection: Connection, what: str, pictures: FloatArray) -> FloatArray:
         shape = pictures.shape
-        asked = {"what": what, "dtype": "<f4", "shape": shape, "bundle": self._card.sha256}
-        connection.send_bytes(json.dumps(asked).encode())
-        _send(connection, pictures)
+        self._number += 1
+        asked = {"number": self._number, "what": what, "dtype": "<f4", "shape": shape}
+        connection.send_bytes(json.dumps(asked | {"bundle": self._card.sha256}).encode())
+        send(connection, pictures)
         said = json.loads(connection.recv_bytes(_HEADER_BYTES))
         if "error" in said:
             raise RefusedError(str(said["error"]))
         answered = tuple(int(each) for each in said["shape"])
-        if answered[0] != shape[0] or answered[2:] != shape[2:]:
+        if said["number"] != self._number:
+            raise RefusedError(f"request {self._number} is answered as {said['number']}")
+        if answered[:1] != shape[:1] or answered[2:] != shape[2:]:
             raise RefusedError(f"{answered} answers {shape}")
         engine = Engine(**{**said["engine"], "declined": tuple(said["engine"]["declined"])})
-        answer = _receive(connection, answered)
+        answer = receive(connection, answered)
         self._engine, self._declined = engine, ()
         return answer
 
     def _give_up(self, error: Exception) -> None:
         """Leave the server for this series."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._hang_up()
         why = str(error) or type(error).__name__
         if isinstance(error, BlockingIOError):
             why = f"no answer within {self._limit:g} s"
@@ -398,3 +381,8 @@ class SharedSegmenter:
         self._declined = (complaint,)
         then = "this series waits for it" if self._make_own is None else "computed here instead"
         log.error("%s; %s", complaint, then)
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import secrets
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from hipscore.settings import Settings
 READY_SECONDS = 600.0
 #: seconds until it is started again, doubled each time it fails
 PAUSES_S = (0.5, 30.0)
+#: starts in a row that gave no engine, before a worker that has nothing else ends
+FAILURES = 5
 STOP_SECONDS = 10.0
 _DEEPEST_BYTES = 70
 
@@ -59,7 +62,14 @@ def shared_engine(settings: Settings, bundle: Bundle, *, concurrency: int) -> It
 
     The socket lies in a folder that only this user enters, and the key is handed on in memory:
     feeders are forked from this process, or given both.
+
+    Raises
+    ------
+    hipscore.inference.BundleError
+        If the engine cannot be started and the operator allows nothing else.
     """
+    threads = settings.threads or max(1, hardware.cores() // concurrency)
+    alone = _own(settings, bundle, threads) is None
     # a socket's path is limited to about 100 bytes (unix(7))
     deep = len(os.fsencode(tempfile.gettempdir())) > _DEEPEST_BYTES
     home = "/tmp" if deep else None  # noqa: S108 - what is made there is this user's alone
@@ -73,10 +83,9 @@ def shared_engine(settings: Settings, bundle: Bundle, *, concurrency: int) -> It
             cache=settings.engine_cache,
             log_level=settings.log_level,
         )
-        keeper = _Keeper(asked, address, key)
-        keeper.start()
-        threads = settings.threads or max(1, hardware.cores() // concurrency)
+        keeper = _Keeper(asked, address, key, alone=alone)
         try:
+            keeper.start()
             yield Feeder(
                 settings=settings, bundle=bundle, threads=threads, address=address, key=key
             )
@@ -111,22 +120,37 @@ def _own(settings: Settings, bundle: Bundle, threads: int) -> shared.Own | None:
 
 
 class _Keeper:
-    """Starts the engine's process, and again whenever it ends."""
+    """Starts the engine's process, and again whenever it ends.
 
-    def __init__(self, asked: serving.Asked, address: str, key: bytes) -> None:
-        self._arguments = (asked, address, key)
+    ``alone``: nothing else computes. Then a worker without engine must not take jobs, each of
+    which would use up its attempts: it does not begin, or ends, so that its supervisor sees it.
+    """
+
+    def __init__(self, asked: serving.Asked, address: str, key: bytes, *, alone: bool) -> None:
+        self._arguments, self._alone = (asked, address, key), alone
         self._address = Path(address)
         self._stop = threading.Event()
         self._begun = threading.Event()
+        self._ready = False
         self._control: Connection | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
         self._thread = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
 
     def start(self) -> None:
-        """Return when the engine computes, or could not be started."""
+        """Return when the engine computes, or could not be started.
+
+        Raises
+        ------
+        hipscore.inference.BundleError
+            If it could not, and nothing else computes.
+        """
         self._thread.start()
         if not self._begun.wait(READY_SECONDS):
             log.error("the shared engine is not ready after %g s", READY_SECONDS)
+        if self._alone and not self._ready:
+            provider = self._arguments[0].provider
+            msg = f"the shared engine does not start with HIPSCORE_PROVIDER={provider}: see its log"
+            raise BundleError(msg)
 
     def stop(self) -> None:
         self._stop.set()
@@ -145,10 +169,16 @@ class _Keeper:
 
     def _keep(self) -> None:
         shortest, longest = PAUSES_S
-        pause = shortest
+        pause, failures = shortest, 0
         while not self._stop.is_set():
             if self._once():
-                pause = shortest
+                pause, failures = shortest, 0
+            else:
+                failures += 1
+            if self._alone and failures >= FAILURES and not self._stop.is_set():
+                log.error("the shared engine failed to start %d times: the worker ends", failures)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             if self._stop.wait(pause):
                 return
             pause = min(2 * pause, longest)
@@ -170,6 +200,7 @@ class _Keeper:
         wait([ours, process.sentinel])
         with suppress(EOFError, OSError):
             ready = ours.poll() and bool(ours.recv_bytes())
+        self._ready = ready
         self._begun.set()
         if self._stop.is_set():
             self._tell()

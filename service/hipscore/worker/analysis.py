@@ -94,13 +94,15 @@ def _perform(
         analysis = pipeline.analyse(images, segmenter, options=options, stage=stage)
         with stage("orders"):
             known = background()
+    # without a volume the series was declined before any network was asked
+    engine = None if analysis.volume is None else segmenter.engine
     context = ReportContext(
         job_key=job.key,
         created_at=now_utc().astimezone(),  # DICOM times are local (PS3.5 6.2)
         software_version=__version__,
         predecessor=predecessor,
         device_name=at.settings.ae_title,
-        engine=segmenter.engine,
+        engine=engine,
         identity=known.identity,
         earlier=known.earlier,
         priority_score=at.settings.priority_score,
@@ -120,7 +122,7 @@ def _perform(
         status="scored" if analysis.findings.scored else "not_scorable",
         findings=analysis.findings,
         card=segmenter.card,
-        engine=segmenter.engine,
+        engine=engine,
         created_at=context.created_at,
         supersedes=None if predecessor is None else predecessor.sop_instance_uid,
         assessment=assessed(analysis.findings, segmenter.card, context),
@@ -141,7 +143,7 @@ def _perform(
                     at.rules, series.match_rule, destination, kind, came=_came(series)
                 ),
                 timings={name: round(spent, 4) for name, spent in watch.seconds.items()},
-                engine=asdict(segmenter.engine),
+                engine=None if engine is None else asdict(engine),
                 now=now_utc(),
                 session=session,
             )

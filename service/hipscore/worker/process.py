@@ -93,9 +93,11 @@ def _networks(settings: Settings, concurrency: int) -> Iterator[Callable[[], Seg
     Raises
     ------
     hipscore.inference.BundleError
-        If the bundle is not usable: refused here, in one line, and not in every child.
+        If the bundle is not usable, or nothing here can run it as the settings say: refused
+        here, in one line, and not in every child.
     """
     bundle = inference.open_bundle(settings.bundle_dir)
+    inference.choices(bundle, settings.provider, settings.precision)
     if sharing.wanted(settings, bundle, concurrency):
         with sharing.shared_engine(settings, bundle, concurrency=concurrency) as feeder:
             yield feeder
@@ -105,10 +107,10 @@ def _networks(settings: Settings, concurrency: int) -> Iterator[Callable[[], Seg
 
 
 def renew(segmenter: Segmenter | None, worker: int) -> bool:
-    """End the worker ``worker``, our parent, after its tasks if our GPU was lost; whether it was.
+    """End the worker ``worker``, our parent, after its tasks if our engine was lost; whether so.
 
-    A process whose GPU failed does not get it back; whoever runs the worker (``hipscore up``,
-    systemd, Compose, Kubernetes) starts it again.
+    A process whose GPU failed does not get it back, nor its faster way on the processor; whoever
+    runs the worker (``hipscore up``, systemd, Compose, Kubernetes) starts it again.
     """
     if not (isinstance(segmenter, inference.BundleSegmenter) and segmenter.lost):
         return False
