@@ -318,7 +318,7 @@ def job_key(
     is how often the rows of the study were deleted: what is made anew after that has other
     bytes, and so must not have the UIDs of what was sent before.
     """
-    parts = (series_instance_uid, instances_digest, bundle_id, bundle_sha256)
+    parts = [series_instance_uid, instances_digest, bundle_id, bundle_sha256]
     if generation:
-        parts = (*parts, str(generation))
+        parts.append(str(generation))
     return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()

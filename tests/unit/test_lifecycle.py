@@ -306,7 +306,7 @@ def test_the_digest_is_of_the_set_of_uids() -> None:
 
 
 def test_every_part_of_the_job_key_matters() -> None:
-    parts = {
+    parts: dict[str, Any] = {
         "series_instance_uid": "1.2",
         "instances_digest": "aa",
         "bundle_id": "hips",
