@@ -64,6 +64,7 @@ def running(
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with _only_one(settings.data_dir):
         _check_ports(settings)
+        _check_networks(settings)
         supervisor = supervise.Supervisor(
             environment=supervise.environment(settings), log_dir=log_dir
         )
@@ -73,6 +74,13 @@ def running(
             _upgrade(settings)
             if settings.broker_embedded:
                 supervise.wait_for_redis(settings)
+            supervisor.add("api", supervise.service("serve"))
+            for number in range(1, settings.listeners + 1):
+                name = "listener" if number == 1 else f"listener-{number}"
+                supervisor.add(name, supervise.service("listen"))
+            _wait_until_ready(settings, supervisor)
+            # images are taken from here on; what works on them warms up meanwhile
+            supervisor.add("beat", supervise.service("beat"))
             for name, arguments in WORKERS.items():
                 count = str(workers) if name == "worker" else "1"
                 supervisor.add(
@@ -80,12 +88,6 @@ def running(
                     supervise.service("work", *arguments, "--concurrency", count),
                     patience=supervise.WORKER_STOP_SECONDS,
                 )
-            supervisor.add("beat", supervise.service("beat"))
-            supervisor.add("api", supervise.service("serve"))
-            for number in range(1, settings.listeners + 1):
-                name = "listener" if number == 1 else f"listener-{number}"
-                supervisor.add(name, supervise.service("listen"))
-            _wait_until_ready(settings, supervisor)
             yield supervisor
         finally:
             supervisor.stop()
@@ -126,6 +128,17 @@ def _check_ports(settings: Settings) -> None:
         if supervise.port_open(_reachable(host), port):
             msg = f"{name} port {port} on {host} is taken; set HIPSCORE_{name}_PORT to another"
             raise click.ClickException(msg)
+
+
+def _check_networks(settings: Settings) -> None:
+    """Refuse in one line what every worker would refuse again and again."""
+    from hipscore import inference
+
+    try:
+        bundle = inference.open_bundle(settings.bundle_dir)
+        inference.choices(bundle, settings.provider, settings.precision)
+    except inference.BundleError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _reachable(host: str) -> str:
