@@ -78,17 +78,17 @@ INTAKE = Figure(
     source="[reliability.md](reliability.md#speed), two cores shared with the sender",
 )
 WORKER_S = Figure(
-    value=2.98,
+    value=0.69,
     unit="s",
     words="one series in one worker of two cores, from the last image to the report",
-    source="[reliability.md](reliability.md#speed), fp32 on a CPU",
+    source="[performance.md](performance.md), int8 on a CPU with VNNI",
 )
 WORKER_CORES = Figure(value=2, unit="cores", words="of that worker", source="the same run")
 NETWORKS = Figure(
-    value=0.55,
+    value=0.28,
     unit="",
     words="of that time are the networks, which a GPU takes over",
-    source="[reliability.md](reliability.md#speed): segmentation 44 %, locating 11 %",
+    source="[performance.md](performance.md): both networks alone, as a share of the whole",
 )
 GPU_PROCESSES = Figure(
     value=4,
@@ -98,10 +98,10 @@ GPU_PROCESSES = Figure(
     kind=ASSUMED,
 )
 WORKER_MB = Figure(
-    value=979,
+    value=484,
     unit="MB",
     words="memory of a worker",
-    source="[reliability.md](reliability.md), soak",
+    source="[performance.md](performance.md), after 20 analyses",
 )
 LISTENER_MB = Figure(
     value=162,
