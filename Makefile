@@ -145,15 +145,15 @@ clean: ## remove .venv and everything built
 $(VENV)/bin/python:
 	@scripts/venv.sh $(VENV)
 
-$(VENV)/.run: requirements/build.lock requirements/run.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/.run: requirements/build.lock requirements/run.lock requirements/unmet.txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing the locked runtime into $(VENV) (half a minute, once)"
-	@$(PIP) install --quiet --require-hashes --prefer-binary -r requirements/build.lock -r requirements/run.lock
+	@scripts/install.sh $(VENV) requirements/build.lock requirements/run.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.run
 	@echo "installing the locked development tools into $(VENV)"
-	@$(PIP) install --quiet --require-hashes --prefer-binary -r requirements/dev.lock
+	@scripts/install.sh $(VENV) requirements/dev.lock
 	@touch $@
 
 # torch is not locked: which build fits (CPU, CUDA) depends on the machine. Everything else is.

@@ -46,8 +46,8 @@ def names(pid: int) -> dict[int, str]:
 def name(command: list[str]) -> str:
     """What a process of the service is, from its command line."""
     known = {"up": "up", "listen": "listener", "beat": "beat", "serve": "API"}
-    if "redis-server" in command[0]:  # it writes its socket behind its name
-        return "Redis"
+    if "valkey-server" in command[0]:  # it writes its socket behind its name
+        return "Valkey"
     if "work" in command:
         served = [command[at + 1] for at, each in enumerate(command) if each == "--queue"]
         return f"worker ({', '.join(served) or 'all'})"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Write requirements/*.lock: exact versions with hashes, for every supported Python, and
-# nothing about where they were downloaded from. Pass --upgrade to move to newest versions.
+# Write requirements/*.lock: every package that is installed, for every supported Python, with
+# exact versions and hashes, and nothing about where they were downloaded from. Only versions
+# with wheels are taken, so that no machine needs a compiler. Pass --upgrade to move to newest
+# versions. What is written is installed by scripts/install.sh, without resolving anything anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +14,7 @@ compile() {
     shift
     echo "resolving $output"
     $tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-        --no-header --no-annotate \
+        --only-binary :all: --overrides requirements/overrides.in --no-header --no-annotate \
         --output-file "$output" "$@"
 }
 compile build "$@" requirements/build.in

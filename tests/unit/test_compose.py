@@ -16,7 +16,6 @@ import yaml
 
 from hipscore.cli import group
 from hipscore.settings import Settings
-from hipscore.worker.process import node
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -158,10 +157,13 @@ def test_database_and_broker_are_reachable_by_our_services_only() -> None:
     }
 
 
-def test_each_queue_has_a_worker_of_its_own_that_is_asked_by_its_own_name() -> None:
+def test_each_queue_has_a_worker_of_its_own_whose_own_heartbeat_is_looked_at() -> None:
     for name, queue in (("worker", "analysis"), ("delivery", "delivery")):
         assert OURS[name]["command"] == ["work", "--queue", queue]
-        assert f'--destination="{node([queue])}@$$HOSTNAME"' in OURS[name]["healthcheck"]["test"][1]
+        kind, program, *arguments = OURS[name]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "hipscore")
+        assert arguments == ["workers", "--queue", queue, "--here"]
+        _parse(arguments)
 
 
 def test_the_time_zone_of_the_reports_is_that_of_the_operator() -> None:

@@ -91,16 +91,14 @@ def test_spaces_around_a_title_do_not_count() -> None:
 # --- defaults -------------------------------------------------------------------------------
 
 
-def test_without_any_setting_everything_is_local(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_any_setting_everything_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_DATA_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", "/home/ann")
     settings = Settings()
-    assert settings.data_dir == tmp_path / ".local" / "share" / "hipscore"
+    assert settings.data_dir == Path("/home/ann/.local/share/hipscore")
     assert settings.database == f"sqlite:///{settings.data_dir}/hipscore.db"
-    assert settings.broker_socket == settings.data_dir / "redis.sock"
-    assert settings.broker == f"redis+socket://{settings.data_dir}/redis.sock"
+    assert settings.broker_socket == settings.data_dir / "broker" / "valkey.sock"
+    assert settings.broker == f"redis+socket://{settings.data_dir}/broker/valkey.sock"
     assert settings.ae_title == "HIPSCORE"
     assert (settings.dicom_host, settings.dicom_port) == ("127.0.0.1", 11112)
     assert (settings.http_host, settings.http_port) == ("127.0.0.1", 8080)
@@ -156,7 +154,7 @@ def test_the_environment_sets_everything(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_broker_is_embedded_unless_another_is_named(tmp_path: Path) -> None:
     assert Settings(data_dir=tmp_path).broker_embedded
     for url, embedded in (
-        (f"redis+socket://{tmp_path}/redis.sock", True),
+        (f"redis+socket://{tmp_path}/broker/valkey.sock", True),
         (f"redis+socket://{tmp_path}/other.sock", False),
         ("redis://broker:6379/0", False),
     ):

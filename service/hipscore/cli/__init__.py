@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "why": ("why", "why", "Tell what happened to a series or study, and why."),
     "jobs": ("inspect", "jobs", "List analyses and what is undelivered."),
     "retry": ("inspect", "retry", "Queue a failed analysis or delivery again."),
+    "workers": ("workers", "workers", "List the workers that live, and whether they are warm."),
     "doctor": ("doctor", "doctor", "Examine the installation and every peer."),
     "withdraw": ("withdraw", "withdraw", "Withdraw a result, here and wherever it went."),
     "purge": ("purge", "purge", "Delete files that nothing needs any more."),

