@@ -136,13 +136,19 @@ def problem(answer: httpx.Response, status: int) -> str:
 
 
 def raw(site: Site, method: str, path: str, *headers: str) -> tuple[int, str]:
-    """Status and text of an answer to a request that no client library has touched."""
+    """Status and text of an answer to a request that no client library has touched.
+
+    A connection that becomes a web-socket is left there: its end would be that of the server,
+    which waits for ours.
+    """
     import socket
 
     with socket.create_connection((servers.LOOPBACK, site.settings.http_port), 10) as connection:
         lines = (f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers)
         connection.sendall("\r\n".join((*lines, "", "")).encode("latin-1"))
         answer = b""
-        while more := connection.recv(65536):
+        while not (answer.startswith(b"HTTP/1.1 101 ") and b"\r\n\r\n" in answer) and (
+            more := connection.recv(65536)
+        ):
             answer += more
     return int(answer.split(b" ", 2)[1]), answer.decode("latin-1")

@@ -19,12 +19,14 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 
 from hipscore import pacs
 from hipscore.addresses import Peer
+from hipscore.pacs import association
 from tests import servers
 from tests.integration import shell_steps as steps
 
@@ -308,3 +310,25 @@ def test_echo(orthanc: servers.Orthanc) -> None:
     assert answered.delivered
     nobody = Peer(ae_title="PEER", host=servers.LOOPBACK, port=servers.free_port())
     assert not pacs.echo(nobody, calling_aet=ME).delivered
+
+
+def test_the_thread_that_serves_requests_takes_no_answer_to_ours(orthanc: servers.Orthanc) -> None:
+    """On a busy machine it may run once more between our request and the answer to it."""
+    contexts = [build_context(MRImageStorage)]
+    made = association.associate(Peer.parse(orthanc.peer), contexts, ME, QUICK)
+    assert isinstance(made, Association)
+    try:
+        answer, request = C_STORE(), C_STORE()
+        answer.MessageIDBeingRespondedTo, answer.Status = 1, 0x0000
+        request.MessageID = 1
+        made._reactor_checkpoint.clear()
+        servers.wait_until(lambda: made._is_paused, what="the thread waits")
+        made.dimse.msg_queue.put((1, answer))
+        assert made.dimse.get_msg(block=False) == (None, None)
+        assert made.dimse.get_msg(block=True) == (1, answer)
+        made.dimse.msg_queue.put((1, request))
+        assert made.dimse.get_msg(block=False) == (1, request)
+        assert made.dimse.get_msg(block=False) == (None, None)
+    finally:
+        made._reactor_checkpoint.set()
+        association.leave(made)

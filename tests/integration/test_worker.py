@@ -518,7 +518,7 @@ def test_hipscore_beat_obeys_sigterm(settings: Settings) -> None:
         assert beat.stderr is not None
         assert any("reaping every" in line for line in beat.stderr)
         beat.send_signal(signal.SIGTERM)
-        assert beat.wait(2) == 0
+        assert beat.wait(30) == 0
 
 
 # --- real processes ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -92,6 +93,7 @@ def associate(
     except OSError as error:  # the name of the host cannot be resolved
         return _unreachable(f"{peer} cannot be reached: {error.strerror or error}")
     if association.is_established:
+        leave_answers(association)
         return association
     if association.rejected_contexts:
         # None was accepted (else it would be established): asking again changes nothing.
@@ -107,6 +109,28 @@ def associate(
     else:
         text = f"{peer} cannot be reached"
     return _unreachable(text)
+
+
+def leave_answers(association: Association) -> None:
+    """Keep the thread that serves a peer's requests from taking the answers to ours.
+
+    pynetdicom halts that thread while it waits for an answer. A thread that has just been let go
+    counts as halted until it runs again, which on a busy machine may be after the next request
+    was sent: then it takes the answer, has no use for it, and the association is aborted.
+    """
+    dimse = association.dimse
+    take = dimse.get_msg
+
+    def get_msg(block: bool = False) -> Any:  # noqa: FBT001, FBT002 - pynetdicom's signature
+        if not block:  # the thread that serves requests; who waits for an answer blocks
+            with dimse.msg_queue.mutex:
+                waiting = dimse.msg_queue.queue
+                message = waiting[0][1] if waiting else None
+            if getattr(message, "MessageIDBeingRespondedTo", None) is not None:
+                return None, None
+        return take(block)
+
+    dimse.get_msg = get_msg  # type: ignore[method-assign] # has no setting for it
 
 
 def ask(peer: Peer, timeouts: Timeouts, request: Callable[[], Dataset]) -> Dataset | Outcome:
