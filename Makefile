@@ -14,6 +14,8 @@ COMMA := ,
 EMPTY :=
 CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(subst /*,/*,$(CORE))))
 
+# schemathesis has nothing to do there and takes a second to load
+QUICK := $(BIN)/pytest -p no:schemathesis -m "not computes and not long"
 PURE := tests/unit tests/contract tests/models
 #: the tests that start servers, in parts of about the same length
 SERVED := $(wildcard tests/integration/test_[a-o]*.py) tests/pages
@@ -62,8 +64,10 @@ test: setup-system lint ## everything CI runs but what needs torch: set-up, lint
 	@$(MAKE) faults-fast
 
 .PHONY: quick
-quick: $(VENV)/.dev ## unit and contract tests only: seconds, no servers
-	@$(BIN)/pytest tests/unit tests/contract
+quick: $(VENV)/.dev ## unit and contract tests that analyse no whole study: half a minute, no servers
+	@$(QUICK) tests/contract >$(VENV)/contract.log 2>&1 & contract=$$!; \
+	$(QUICK) tests/unit; unit=$$?; \
+	wait $$contract; said=$$?; cat $(VENV)/contract.log; exit $$((unit + said))
 
 .PHONY: faults
 faults: setup-system $(VENV)/.dev ## at least 300 injected faults over both databases, half an hour; writes docs/reliability.md

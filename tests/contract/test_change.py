@@ -225,6 +225,7 @@ def test_the_schema_refuses_a_doubtful_change_without_a_remark() -> None:
 
 
 # --- the report -------------------------------------------------------------------------
+@pytest.mark.computes
 @pytest.mark.parametrize("comprehensive3d", (True, False))
 def test_the_report_measures_the_change_and_names_the_earlier_report(
     comprehensive3d: bool, tmp_path: Path
@@ -256,6 +257,7 @@ def test_the_report_measures_the_change_and_names_the_earlier_report(
     assert "(OTHER_MODEL,99HIPSCORE" in dsrdump(to_bytes(built), tmp_path)
 
 
+@pytest.mark.computes
 def test_an_earlier_report_whose_series_is_unknown_is_named_in_words(tmp_path: Path) -> None:
     built = case("scored").sr(since(earlier(sr_series_uid="")))
     [prior] = content(built, "Prior report for current patient")
@@ -269,6 +271,7 @@ def test_without_limits_the_report_says_nothing_of_priority() -> None:
     assert content(built, "Reading priority by the limits of this site") == []
 
 
+@pytest.mark.computes
 def test_two_reports_of_one_series_look_different() -> None:
     from hipscore.reporting import SopReference
 
@@ -295,6 +298,7 @@ ORDER = StudyIdentity(
 )
 
 
+@pytest.mark.computes
 def test_what_the_images_lack_of_the_order_is_filled_in(tmp_path: Path) -> None:
     context = dataclasses.replace(CONTEXT, identity=ORDER)
     for built in (case("scored").sr(context), case("scored").seg(context)):

@@ -41,6 +41,8 @@ from tests.contract.factories import (
 )
 from tests.unit.test_series import _DISORDER, _VRS, _everywhere, _raw
 
+pytestmark = pytest.mark.computes
+
 Fault = Callable[[Dataset], None]
 
 

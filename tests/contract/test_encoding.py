@@ -23,6 +23,8 @@ from hipscore.reporting.source import freeze, to_bytes
 from hipscore.reporting.sr import build_sr
 from tests.contract.factories import CARD, CASES, CONTEXT, case, report, segmentation
 
+pytestmark = pytest.mark.computes
+
 
 def by_pydicom(dataset: Dataset) -> bytes:
     buffer = io.BytesIO()

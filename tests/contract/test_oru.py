@@ -66,6 +66,7 @@ def notes(data: bytes) -> list[str]:
     return [str(each(3)) for each in message if str(each[0]) == "NTE"]
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_makes_a_valid_message(name: str) -> None:
     message = valid(built(case(name), CONTEXT, SR))
@@ -247,6 +248,7 @@ def test_the_change_since_an_earlier_score_is_told_with_what_speaks_against_it()
     assert float(str(found["SCORE_CHANGE-R"](5))) == pytest.approx(right - 1.5, abs=1e-4)
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize("name", CASES)
 def test_a_retraction_is_the_message_once_more_as_wrong(name: str) -> None:
     context = replace(CONTEXT, priority_score=0.5)

@@ -132,6 +132,7 @@ def head_tile(view: View, grid: Grid, size: int = 200) -> NDArray[np.int16]:
     return np.asarray(tile).astype(np.int16)
 
 
+@pytest.mark.computes
 def test_is_a_png_with_the_given_size_and_the_same_bytes_every_time() -> None:
     volume, masks, findings = scene(canonical())
     png = render(volume, masks, findings, title="hipscore", subtitle="hip-unet 1")
@@ -142,6 +143,7 @@ def test_is_a_png_with_the_given_size_and_the_same_bytes_every_time() -> None:
     assert png == render(volume, masks, findings, title="hipscore", subtitle="hip-unet 1")
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize(
     ("turn", "swap"),
     ((_flip_columns, False), (_flip_rows, False), (_swap, True)),

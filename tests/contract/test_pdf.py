@@ -74,6 +74,7 @@ def _texts(flowables: object) -> Iterator[str]:
             yield from _texts(each)
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize("name", list(CASES))
 def test_conforms_to_the_standard(name: str, tmp_path: Path) -> None:
     verdict = dciodvfy(to_bytes(of(name)), tmp_path)

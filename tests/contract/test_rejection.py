@@ -29,6 +29,8 @@ from tests.contract.factories import (
     segmentation,
 )
 
+pytestmark = pytest.mark.computes
+
 TOLERATED = ("Missing attribute or value that would be needed to build DICOMDIR - Study ID",)
 
 

@@ -46,6 +46,7 @@ def coloured(picture: NDArray[np.int16], channel: Channel) -> NDArray[np.bool_]:
     return near
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize("name", list(CASES))
 def test_every_capture_conforms_to_the_standard(name: str, tmp_path: Path) -> None:
     for capture in of(name)[:3]:
@@ -54,6 +55,7 @@ def test_every_capture_conforms_to_the_standard(name: str, tmp_path: Path) -> No
         assert [line for line in verdict.warnings if not line.endswith(TOLERATED)] == []
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize("name", list(CASES))
 def test_there_is_a_summary_and_one_capture_for_each_scored_slice(name: str) -> None:
     scored = {item.slice_index for hip in case(name).findings.hips for item in hip.slices}
@@ -134,6 +136,7 @@ def test_a_head_is_as_wide_as_it_is_high() -> None:
     assert seen_high / seen_wide == pytest.approx(high * dy / (wide * dx), rel=0.05)
 
 
+@pytest.mark.computes
 def test_outlines_leave_the_lesion_visible() -> None:
     for capture in of("scored")[1:]:
         picture = pixels(capture)[70:560]

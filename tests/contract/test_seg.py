@@ -252,6 +252,7 @@ def test_belongs_to_the_patient_study_and_order_of_the_images() -> None:
     assert seg.SeriesInstanceUID != images[0].SeriesInstanceUID
 
 
+@pytest.mark.computes
 @pytest.mark.parametrize(
     ("character_set", "name"),
     (

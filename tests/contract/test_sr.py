@@ -39,6 +39,8 @@ from tests.contract.factories import (
     stripped,
 )
 
+pytestmark = pytest.mark.computes
+
 TOLERATED = (
     "Missing attribute or value that would be needed to build DICOMDIR - Study ID",
     # every private coding scheme is unknown to the tool

@@ -28,6 +28,8 @@ from hipscore.domain import (
 )
 from tests.unit.test_hips import CARD, CROP, GRIDS, Painter, ball, grid_of, places, volume_on
 
+pytestmark = pytest.mark.computes
+
 FACE = ndimage.generate_binary_structure(3, 1)
 #: small crops, so that heads and lesions reach their edges
 SMALL = replace(CARD, segmenter=replace(CROP, rows=40, columns=56), margin_mm=0.0)

@@ -145,6 +145,7 @@ def test_table_aligns_numbers_right_and_leaves_missing_ones_empty() -> None:
     assert lines == ["hip    score", "-----  -----", "right   1.50", "left", "both   12.25"]
 
 
+@pytest.mark.computes
 def test_phantom_writes_images_and_truth(tmp_path: Path) -> None:
     out = tmp_path / "study"
     code, output = _run("phantom", "--out", str(out), "--slices", "6", "--side", "left")
@@ -157,6 +158,7 @@ def test_phantom_writes_images_and_truth(tmp_path: Path) -> None:
     assert 18 < truth["radius_mm"] < 30
 
 
+@pytest.mark.computes
 def test_the_same_phantom_at_another_time_is_another_study_of_the_patient(tmp_path: Path) -> None:
     for name, day in (("first", "2024-01-02"), ("second", "2024-07-02"), ("third", "2024-09-02")):
         more = ("--study-date", day, "--accession", "A-1", "--slices", "1", "--side", "left")

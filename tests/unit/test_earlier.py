@@ -25,6 +25,8 @@ from hipscore.reporting.source import to_bytes
 from tests.contract import factories
 from tests.contract.factories import CARD, CONTEXT, report
 
+pytestmark = pytest.mark.computes
+
 NOW = datetime(2024, 7, 2, 9, 30, tzinfo=UTC)
 
 

@@ -31,6 +31,8 @@ from hipscore.domain import (
 )
 from tests import stacks
 
+pytestmark = pytest.mark.computes
+
 ENGINE = Engine(provider="ball", precision="fp32", runtime="numpy", device="cpu")
 LOCALISER = PlaneSpec(rows=56, columns=128, pixel_mm=2.5, context=3)
 CROP = PlaneSpec(rows=96, columns=96, pixel_mm=1.0, context=3)

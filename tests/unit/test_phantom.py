@@ -24,6 +24,8 @@ from hipscore.phantom import Burden, Phantom, synthesise, to_datasets
 from hipscore.scoring import score_hip
 from hipscore.series import assemble
 
+pytestmark = pytest.mark.computes
+
 SEEDS = (11, 12, 13)
 BOX_3, BOX_5, BOX_9 = (np.ones((1, n, n), dtype=np.bool_) for n in (3, 5, 9))
 

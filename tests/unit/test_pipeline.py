@@ -22,6 +22,8 @@ from hipscore.pipeline import Analysis, Options, analyse, report, untimed
 from hipscore.reporting import ReportContext
 from tests.analytic import Oracle
 
+pytestmark = pytest.mark.computes
+
 CONTEXT = ReportContext(
     job_key="job", created_at=datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC), software_version="0.0.0"
 )

@@ -35,6 +35,8 @@ from hipscore.reporting.result import result_json
 from tests.analytic import CARD, Oracle
 from tests.contract.factories import CONTEXT, coded, comments, groups
 
+pytestmark = pytest.mark.computes
+
 Case = tuple[Volume, tuple[Hip, ...], tuple[Masks, ...]]
 RIGHT, LEFT = 0, 1
 

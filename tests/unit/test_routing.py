@@ -109,6 +109,7 @@ def test_a_coronal_fat_suppressed_series_of_the_hips_is_scored() -> None:
     assert (decision.matched, decision.rule) == (True, "hip-fat-suppressed")
 
 
+@pytest.mark.computes
 def test_a_multi_frame_series_is_judged_by_its_functional_groups() -> None:
     assert decided(images(enhanced=True)).rule == "hip-fat-suppressed"
     for how in ({"fat_suppressed": False}, {"plane": "axial"}, {"anatomy": "brain"}):

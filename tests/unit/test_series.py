@@ -36,6 +36,8 @@ from hipscore import pixels, series
 from hipscore.domain import MIN_SLICES, ReasonCode, Unsuitable, Volume
 from tests import stacks
 
+pytestmark = pytest.mark.computes
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_vendors = pytest.mark.skipif(
     not (SHARED / "mr-vendors").is_dir(), reason=f"no vendors' headers in {SHARED}/mr-vendors"
