@@ -24,6 +24,8 @@ from hipscore.domain import Transient
 _KEY = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}")
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _CHUNK = 1 << 20
+#: locked, shared by who deletes, exclusively by who wants all files to stay
+_HOLD = "hold"
 #: a temporary file that was not written to for this long belongs to nobody any more
 ABANDONED_S = 3600.0
 #: whoever puts a file records it within this time, or must not rely on it
@@ -153,8 +155,50 @@ class Spool:
         with self._disk():
             return shutil.disk_usage(self.root).free
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every file that is here, or put meanwhile: :meth:`discard` deletes none.
+
+        Waits for a deletion that is under way. The hold ends with the process that has it,
+        however it ends.
+
+        Raises
+        ------
+        Transient
+            If the disk fails.
+        """
+        with self._disk():
+            descriptor = os.open(self.root / _HOLD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with self._disk():
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)  # which gives the lock back
+
+    def held(self) -> bool:
+        """Whether somebody holds the files now."""
+        with self._disk(), self._may_discard() as free:
+            return not free
+
+    @contextmanager
+    def _may_discard(self) -> Iterator[bool]:
+        """Whether nobody holds the files; and while inside, nobody does."""
+        descriptor = os.open(self.root / _HOLD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
     def discard(self, key: str, *, unless_since: float) -> bool:
         """Delete the file of ``key`` unless it was put, also again, at or after ``unless_since``.
+
+        Nor is it deleted while somebody holds the files (:meth:`hold`): the next sweep finds it.
 
         For the purge only, which has asked the database before whether the file is wanted.
         ``unless_since`` is a Unix time in seconds, at least :data:`SETTLED_S` before that
@@ -173,8 +217,12 @@ class Spool:
         """
         path = self.path(key)
         try:
-            with self._disk(), _locked(path.parent, fcntl.LOCK_EX):
-                if path.stat().st_mtime >= unless_since:
+            with (
+                self._disk(),
+                self._may_discard() as free,
+                _locked(path.parent, fcntl.LOCK_EX),
+            ):
+                if not free or path.stat().st_mtime >= unless_since:
                     return False
                 path.unlink()
         except FileNotFoundError:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -179,7 +180,7 @@ def knowing(*studies: tuple[Phantom, Sequence[Dataset]], card: ModelCard = CARD)
 
 @contextlib.contextmanager
 def beating(settings: Settings) -> Iterator[None]:
-    """A beat in a thread; it has to end within a second."""
+    """A beat in a thread; it has to end when it is told to."""
     stop = threading.Event()
     beat = threading.Thread(target=lambda: worker.run_beat(settings, stop=stop, card=CARD))
     beat.start()
@@ -187,5 +188,17 @@ def beating(settings: Settings) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        beat.join(1.0)
+        beat.join(30)
         assert not beat.is_alive()
+
+
+@contextlib.contextmanager
+def at_work(work: Callable[[], None], stop: threading.Event) -> Iterator[None]:
+    """Work in a thread meanwhile; what it raises is raised at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(work)
+        try:
+            yield
+        finally:
+            stop.set()
+        doing.result(120)

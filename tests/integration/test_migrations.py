@@ -12,6 +12,7 @@ from sqlalchemy import CheckConstraint, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from hipscore.store import engine
+from hipscore.store.engine import SchemaState
 from hipscore.store.tables import Base
 
 A_SERIES = (
@@ -83,13 +84,15 @@ def values_in(sql: str) -> set[str]:
     return set(sql.split("'")[1::2])
 
 
-def test_at_head_only_after_the_upgrade(database_url: str) -> None:
+def test_a_schema_is_current_only_after_the_upgrade(database_url: str) -> None:
     connected = engine.connect(database_url)
-    assert not engine.at_head(connected)
+    assert engine.schema(connected).state is SchemaState.EMPTY
     engine.upgrade(database_url)
-    assert engine.at_head(connected)
+    assert engine.schema(connected).current
+    engine.downgrade(database_url, "0001")
+    assert engine.schema(connected).state is SchemaState.OLDER
     engine.downgrade(database_url)
-    assert not engine.at_head(connected)
+    assert engine.schema(connected).state is SchemaState.EMPTY
     connected.dispose()
 
 

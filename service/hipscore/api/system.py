@@ -54,10 +54,10 @@ def _database(desk: Desk) -> str:
     try:
         with database.transaction(desk.readers) as session:
             session.connection()
-            current = database.at_head(desk.engine)
+            schema = database.schema(desk.engine)
     except Transient:
         return "cannot be reached"
-    return "ok" if current else "schema is not current; run: hipscore db upgrade"
+    return "ok" if schema.current else schema.text
 
 
 def _spool(desk: Desk) -> str:

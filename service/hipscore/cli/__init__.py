@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "workers": ("workers", "workers", "List the workers that live, and whether they are warm."),
     "doctor": ("doctor", "doctor", "Examine the installation and every peer."),
     "withdraw": ("withdraw", "withdraw", "Withdraw a result, here and wherever it went."),
+    "backup": ("backup", "backup", "Write database, files and settings into one archive."),
+    "restore": ("backup", "restore", "Make database and files of an archive, or check one."),
     "purge": ("purge", "purge", "Delete files that nothing needs any more."),
     "listen": ("services", "listen", "Run the DICOM listener."),
     "work": ("services", "work", "Run a worker."),

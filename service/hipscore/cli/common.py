@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -59,10 +60,26 @@ def ready_rules(settings: Settings) -> None:
 
 
 @contextmanager
-def ready_database(settings: Settings) -> Iterator[Engine]:
+def only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory's lock; two instances need two directories."""
+    with (data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            msg = (
+                f"another hipscore runs in {data_dir}; "
+                "stop it, or set HIPSCORE_DATA_DIR and other ports for a second one"
+            )
+            raise click.ClickException(msg) from error
+        yield
+
+
+@contextmanager
+def ready_database(settings: Settings, *, any_schema: bool = False) -> Iterator[Engine]:
     """A connection to the database; ends with one line unless it has this version's schema.
 
-    A database that does not exist is not made: ``hipscore db upgrade`` does that.
+    A database that does not exist is not made: ``hipscore db upgrade`` does that. With
+    ``any_schema``, one of another version will do.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -78,14 +95,13 @@ def ready_database(settings: Settings) -> Iterator[Engine]:
         raise click.ClickException(f"HIPSCORE_DATABASE_URL: {error}") from error
     try:
         try:
-            current = database.at_head(engine)
+            schema = database.schema(engine)
         except SQLAlchemyError as error:
             # without the driver's words: they may repeat the password
             msg = f"the database cannot be reached ({type(error).__name__})"
             raise click.ClickException(f"{msg}; check HIPSCORE_DATABASE_URL") from error
-        if not current:
-            msg = "the database schema is not up to date; run: hipscore db upgrade"
-            raise click.ClickException(msg)
+        if not schema.current and not any_schema:
+            raise click.ClickException(schema.text)
         yield engine
     finally:
         engine.dispose()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from hipscore.cli.common import load_settings, print_json, table
+from hipscore.cli.common import load_settings, missing_database, print_json, table
+from hipscore.settings import Settings
 
 
 @click.command()
@@ -16,12 +17,7 @@ from hipscore.cli.common import load_settings, print_json, table
 def config(*, as_json: bool) -> None:
     """Print the effective settings, secrets masked."""
     settings = load_settings()
-    values: dict[str, object] = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        values[name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    values["database_url"] = masked(settings.database)
-    values["broker_url"] = masked(settings.broker)
+    values = effective(settings)
     if as_json:
         print_json(values)
         return
@@ -31,6 +27,17 @@ def config(*, as_json: bool) -> None:
         for name, value in values.items()
     ]
     click.echo(table(rows, ("setting", "value", "meaning")))
+
+
+def effective(settings: Settings) -> dict[str, object]:
+    """The settings in force by name, secrets masked."""
+    values: dict[str, object] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        values[name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    values["database_url"] = masked(settings.database)
+    values["broker_url"] = masked(settings.broker)
+    return values
 
 
 def masked(url: str) -> str:
@@ -54,9 +61,27 @@ def upgrade() -> None:
     """Bring the schema to this version. Safe to run again and from several hosts."""
     from hipscore.store import engine as database
 
+    _migrate(database.upgrade, load_settings().database)
+
+
+@db.command()
+def current() -> None:
+    """Say at which revision the schema is. Exits 1 if this version cannot work with it."""
+    from hipscore.store import engine as database
+
     settings = load_settings()
-    _migrate(database.upgrade, settings.database)
-    click.echo("the database schema is up to date")
+    missing = missing_database(settings)
+    if missing is not None:
+        msg = f"there is no database {missing} yet; run: hipscore db upgrade"
+        raise click.ClickException(msg)
+    try:
+        found = database.judged(database.revision(settings.database))
+    except Exception as error:
+        msg = f"the database cannot be used: {type(error).__name__}; check HIPSCORE_DATABASE_URL"
+        raise click.ClickException(msg) from error
+    if not found.current:
+        raise click.ClickException(found.text)
+    click.echo(f"the database schema is at {found.found}, as this version needs it")
 
 
 @db.command()
@@ -66,19 +91,27 @@ def downgrade(revision: str) -> None:
     """Take the schema back to an earlier revision."""
     from hipscore.store import engine as database
 
-    settings = load_settings()
-    _migrate(lambda url: database.downgrade(url, revision), settings.database)
-    click.echo(f"the database schema is at {revision}")
+    _migrate(lambda url: database.downgrade(url, revision), load_settings().database)
 
 
 def _migrate(migrate: Callable[[str], None], url: str) -> None:
-    """Run a migration; any failure is one line without the URL's password."""
+    """Run a migration and say what it did; any failure is one line without the URL's password."""
+    from hipscore.store import engine as database
+
     try:
+        before = database.revision(url)
         migrate(url)
+        after = database.revision(url)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         msg = f"the schema was not changed: {type(error).__name__}: {lines[0]}"
         raise click.ClickException(msg) from error
+    shown = "empty" if after is None else f"at {after}"
+    if before == after:
+        click.echo(f"the database schema is {shown} already")
+    else:
+        was = "empty" if before is None else f"at {before}"
+        click.echo(f"the database schema was {was} and is {shown}")
 
 
 @click.group()

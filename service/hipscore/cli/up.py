@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import ssl
 import threading
@@ -18,7 +17,7 @@ import click
 
 from hipscore import broker, heartbeat
 from hipscore.cli import supervise
-from hipscore.cli.common import load_settings, ready_rules, start
+from hipscore.cli.common import load_settings, only_one, ready_rules, start
 from hipscore.domain import RESEARCH_USE
 from hipscore.settings import Settings
 
@@ -69,7 +68,7 @@ def running(
         not become ready.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.data_dir):
+    with only_one(settings.data_dir):
         _check_ports(settings)
         _check_networks(settings)
         supervisor = supervise.Supervisor(
@@ -78,7 +77,7 @@ def running(
         try:
             if settings.broker_embedded:
                 supervisor.add("broker", _broker_command(settings))
-            _upgrade(settings)
+            _tables(settings)
             if settings.broker_embedded:
                 _wait_for_broker(settings)
             supervisor.add("api", supervise.service("serve"))
@@ -124,31 +123,29 @@ def _wait_for_broker(settings: Settings) -> None:
         raise click.ClickException(msg) from error
 
 
-def _upgrade(settings: Settings) -> None:
+def _tables(settings: Settings) -> None:
+    """Make the tables of a database that has none; refuse one of another version.
+
+    Nobody has backed up what an upgrade changes for good, unless they ran it themselves.
+    """
     from hipscore.store import engine as database
 
     try:
-        database.upgrade(settings.database)
+        engine = database.connect(settings.database)
+        try:
+            schema = database.schema(engine)
+        finally:
+            engine.dispose()
+        if schema.state is database.SchemaState.EMPTY:
+            database.upgrade(settings.database)
+            return
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     except Exception as error:
         msg = f"the database cannot be used: {type(error).__name__}; check HIPSCORE_DATABASE_URL"
         raise click.ClickException(msg) from error
-
-
-@contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory's lock; two instances need two directories."""
-    with (data_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            msg = (
-                f"another hipscore runs in {data_dir}; "
-                "stop it, or set HIPSCORE_DATA_DIR and other ports for a second one"
-            )
-            raise click.ClickException(msg) from error
-        yield
+    if not schema.current:
+        raise click.ClickException(schema.text)
 
 
 def _check_ports(settings: Settings) -> None:

@@ -13,7 +13,9 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +118,85 @@ def downgrade(url: str, revision: str = "base") -> None:
         command.downgrade(config, revision)
 
 
-def at_head(engine: Engine) -> bool:
-    """Whether the schema is the one this version of the program was written for."""
-    head = ScriptDirectory(str(migrations_dir())).get_current_head()
+class SchemaState(Enum):
+    """How the schema of a database is to what this version of the program was written for."""
+
+    CURRENT = "current"
+    EMPTY = "empty"
+    OLDER = "older"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """The schema of a database.
+
+    Attributes
+    ----------
+    found
+        Its revision; None if there is none.
+    wanted
+        The revision that this version of the program was written for.
+    state
+        How one is to the other. A revision that this version does not know is that of a newer one.
+    """
+
+    found: str | None
+    wanted: str
+    state: SchemaState
+
+    @property
+    def current(self) -> bool:
+        """Whether the program may work with it."""
+        return self.state is SchemaState.CURRENT
+
+    @property
+    def text(self) -> str:
+        """One line: what is wrong, and what to run. Empty where nothing is wrong."""
+        return {
+            SchemaState.CURRENT: "",
+            SchemaState.EMPTY: "the database has no tables yet; run: hipscore db upgrade",
+            SchemaState.OLDER: f"the database schema is at {self.found}, this version needs "
+            f"{self.wanted}; run: hipscore backup FILE, then: hipscore db upgrade",
+            SchemaState.UNKNOWN: f"the database schema is at {self.found}, which a newer hipscore "
+            f"made; this version knows {self.wanted}. Install the newer one, and run with it: "
+            f"hipscore db downgrade --revision {self.wanted}",
+        }[self.state]
+
+
+def schema(engine: Engine) -> Schema:
+    """Look at the schema of a database; changes nothing."""
     with engine.execution_options(sqlite_begin="BEGIN DEFERRED").connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == head
+        return judged(MigrationContext.configure(connection).get_current_revision())
+
+
+def judged(found: str | None) -> Schema:
+    """How a revision (None: no schema) is to that of this version of the program."""
+    wanted, known = _revisions()
+    if found is None:
+        state = SchemaState.EMPTY
+    elif found == wanted:
+        state = SchemaState.CURRENT
+    else:
+        state = SchemaState.OLDER if found in known else SchemaState.UNKNOWN
+    return Schema(found=found, wanted=wanted, state=state)
+
+
+@cache
+def _revisions() -> tuple[str, frozenset[str]]:
+    """The newest revision that this version of the program knows, and all of them."""
+    scripts = ScriptDirectory(str(migrations_dir()))
+    known = frozenset(each.revision for each in scripts.walk_revisions())
+    return str(scripts.get_current_head()), known
+
+
+def revision(url: str) -> str | None:
+    """The revision of the schema of a database; None if it has none."""
+    engine = connect(url)
+    try:
+        return schema(engine).found
+    finally:
+        engine.dispose()
 
 
 def migrations_dir() -> Path:

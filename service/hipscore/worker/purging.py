@@ -219,10 +219,14 @@ def watch(at: Bench, stop: threading.Event) -> None:
     """Purge by age every hour, and early whenever the disk is too full, until ``stop`` is set."""
     purge = _Every(PURGE_SECONDS, lambda: _purge_by_age(at))
     relief = _Every(RELIEF_SECONDS, lambda: _relieve_or_complain(at, complaint))
+    held = _Every(COMPLAINT_SECONDS, _say_held)
     complaint = _Every(COMPLAINT_SECONDS, lambda: _complain(at))
     while not stop.is_set():
         for step in (purge, relief):
             try:
+                if at.spool.held():
+                    held()
+                    break
                 if step is purge or _too_full(at):
                     step()
             except (Transient, SQLAlchemyError, OSError) as error:
@@ -270,6 +274,10 @@ def _purge_by_age(at: Bench) -> None:
 def _relieve_or_complain(at: Bench, complain: Callable[[], None]) -> None:
     if not relieve(at, now=now_utc()):
         complain()
+
+
+def _say_held() -> None:
+    log.info("a backup runs: nothing is purged until it has ended")
 
 
 def _complain(at: Bench) -> None:

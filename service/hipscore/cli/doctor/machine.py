@@ -97,8 +97,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
             theirs = connection.scalar(text("SELECT CURRENT_TIMESTAMP"))
         spent = time.perf_counter() - began
         ours = datetime.now(UTC)
-        if not database.at_head(engine):
-            yield fault("database", f"{shown} has another version's schema", "hipscore db upgrade")
+        if not (schema := database.schema(engine)).current:
+            what, _, remedy = schema.text.partition("; ")
+            yield fault("database", f"{shown}: {what}", remedy)
         else:
             yield good("database", f"{shown} answers in {spent * 1000:.0f} ms")
         yield _clock(theirs, ours)
