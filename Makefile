@@ -81,6 +81,10 @@ faults-fast: setup-system $(VENV)/.dev ## 25 injected faults over both databases
 test-train: $(VENV)/.train ## the tests of hiptrain that need torch
 	@$(BIN)/pytest tests/models/torch
 
+.PHONY: test-distros
+test-distros: ## the demo on bare systems made by debootstrap (root, ten minutes); prints a table
+	@scripts/test-distros.sh
+
 .PHONY: test-real
 test-real: setup-system $(VENV)/.dev ## every real scan in ../shared/data through the whole service
 	@$(BIN)/pytest -m real_scans tests

@@ -10,7 +10,7 @@ suits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 
 python=${PYTHON:-}
 if [[ -z $python ]]; then
-    for candidate in python3.11 python3.12 python3.13 python3; do
+    for candidate in python3.11 python3.12 python3.13 python3.14 python3; do
         if command -v "$candidate" >/dev/null && suits "$candidate"; then
             python=$candidate
             break
@@ -19,7 +19,7 @@ if [[ -z $python ]]; then
 fi
 if [[ -z $python ]] || ! suits "$python"; then
     say "hipscore needs Python 3.11 or newer; found ${python:-none}." \
-        "Install one (Debian 12, Ubuntu 24.04: apt-get install python3 python3-venv)" \
+        "Install one (Debian 12 or 13, Ubuntu 24.04: apt-get install python3 python3-venv)" \
         "or name it: make PYTHON=/path/to/python3.11 …"
     exit 1
 fi
