@@ -52,9 +52,10 @@ base() { # SUITE: make the system once
 enter() { # ROOT COMMAND: as a user without rights, with the network and pip settings of this machine
     local root=$1 command=$2
     # shellcheck disable=SC2016 # expanded in there
-    env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=/home/ann USER=ann LANG=C.UTF-8 \
+    /usr/sbin/chroot --userspec=1000:1000 "$root" \
+        env -i PATH=/usr/local/bin:/usr/bin:/bin HOME=/home/ann USER=ann LANG=C.UTF-8 \
         "${pip_settings[@]}" \
-        chroot --userspec=1000:1000 "$root" bash -c 'cd ~/hipscore && '"$command"
+        bash -c 'cd ~/hipscore && '"$command"
 }
 
 # Of this machine: a proxy's certificates and the like. Folders of this machine are not in there.

@@ -115,7 +115,7 @@ def service(
     tmp_path_factory: pytest.TempPathFactory,
     orthanc_server: servers.Orthanc,
 ) -> Iterator[Service]:
-    """``hipscore up``: once with SQLite and its own Redis, once with PostgreSQL and a Redis."""
+    """``hipscore up``: once with SQLite and its own broker, once with PostgreSQL and a server."""
     root = tmp_path_factory.mktemp("up")
     resources = contextlib.ExitStack()
     dicom_port, http_port = servers.free_port(), servers.free_port()

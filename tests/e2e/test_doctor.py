@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Service
+from tests import servers
+from tests.e2e.conftest import Service, hipscore
 from tests.servers import LOOPBACK, free_port
 
 # what it asks does not depend on the database: once is enough
@@ -41,6 +42,12 @@ def test_a_healthy_service_passes_and_nothing_of_the_study_stays_or_reaches_the_
     service: Service,
 ) -> None:
     service.orthanc.add_modality("us", ae_title="HIPSCORE", port=service.dicom_port)
+    for queue in ("analysis", "delivery"):
+        command = ("workers", "--queue", queue)
+        servers.wait_until(
+            lambda ask=command: not hipscore(*ask, environment=service.environment).returncode,
+            what=f"a worker that serves {queue}",
+        )
     before = set(service.orthanc.find("Series"))
     listed = service.get("/studies").json()["items"]
     code, report = doctor(service)

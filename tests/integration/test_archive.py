@@ -329,7 +329,7 @@ def _said(**values: Any) -> Change:
     ("change", "complaint"),
     (
         (_damage, "is not what the manifest says"),
-        (_forget, "the archive lacks 1 files"),
+        (_forget, "lacks 1 files that its manifest names"),
         (_smuggle("../outside"), "which its manifest does not name"),
         (_smuggle("/etc/hipscore-test"), "which its manifest does not name"),
         (_declare("../outside"), "the manifest of .* cannot be read"),

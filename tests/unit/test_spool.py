@@ -26,7 +26,8 @@ def spool(tmp_path: Path) -> Spool:
 
 
 def files(spool: Spool) -> list[str]:
-    found = (path for path in spool.root.rglob("*") if path.is_file())
+    """All but the empty file that is locked to keep the others."""
+    found = (path for path in spool.root.rglob("*") if path.is_file() and path.name != "hold")
     return sorted(str(path.relative_to(spool.root)) for path in found)
 
 

@@ -43,8 +43,8 @@ def check(file: Path, *, progress: Progress = lambda names, _: names) -> Manifes
         If it is damaged, cut short, or no archive of ours.
     """
     with _opened(file) as (manifest, members):
-        for name, chunks in _each(members, manifest, progress):
-            for _ in _checked(name, chunks, manifest.members[name]):
+        for name, chunks in _each(file, members, manifest, progress):
+            for _ in _checked(file, name, chunks, manifest.members[name]):
                 pass
     return manifest
 
@@ -90,9 +90,9 @@ def restore(
             tempfile.TemporaryDirectory(dir=spool.root.parent, prefix=".restore-") as private,
         ):
             _suits(manifest, url)
-            for name, chunks in _each(members, manifest, progress):
+            for name, chunks in _each(file, members, manifest, progress):
                 expected = manifest.members[name]
-                content = _checked(name, chunks, expected)
+                content = _checked(file, name, chunks, expected)
                 if name.startswith(SPOOL):
                     _place(content, expected.sha256, spool, placed)
                 else:
@@ -146,7 +146,7 @@ def _opened(file: Path) -> Iterator[tuple[Manifest, _Members]]:
     """The manifest, and the other members in their order. What is wrong with them is one line."""
     try:
         with tarfile.open(file, "r|*") as tar:
-            members = _members(tar)
+            members = _members(file, tar)
             yield _manifest(file, next(members, None)), members
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -154,11 +154,11 @@ def _opened(file: Path) -> Iterator[tuple[Manifest, _Members]]:
         raise ArchiveError(msg) from error
 
 
-def _members(tar: tarfile.TarFile) -> _Members:
+def _members(file: Path, tar: tarfile.TarFile) -> _Members:
     """Name and content of each; nothing of what else a member says is followed."""
     for info in tar:
         if not info.isfile():
-            msg = f"the archive holds {info.name[:100]!r}, which is no plain file: not one of ours"
+            msg = f"{file} holds {info.name[:100]!r}, which is no plain file: not one of ours"
             raise ArchiveError(msg)
         content = tar.extractfile(info)
         assert content is not None  # noqa: S101 - a plain file has content
@@ -186,24 +186,29 @@ def _manifest(file: Path, first: tuple[str, Iterator[bytes]] | None) -> Manifest
     return manifest
 
 
-def _each(members: _Members, manifest: Manifest, progress: Progress) -> _Members:
+def _each(file: Path, members: _Members, manifest: Manifest, progress: Progress) -> _Members:
     """Each member that the manifest names, once, and all of them."""
     left = set(manifest.members)
     shown = iter(progress(list(manifest.members), manifest))
     for name, chunks in members:
         if name not in left:
-            msg = f"the archive holds {name[:100]!r}, which its manifest does not name"
+            msg = f"{file} holds {name[:100]!r}, which its manifest does not name"
             raise ArchiveError(msg)
         left.discard(name)
         yield name, chunks
         next(shown, None)
     next(shown, None)
     if left:
-        msg = f"the archive lacks {len(left)} files that its manifest names, such as {min(left)}"
+        msg = (
+            f"{file} lacks {len(left)} files that its manifest names, such as {min(left)}: "
+            "it is damaged or cut short"
+        )
         raise ArchiveError(msg)
 
 
-def _checked(name: str, chunks: Iterator[bytes], expected: Member) -> Iterator[bytes]:
+def _checked(
+    file: Path, name: str, chunks: Iterator[bytes], expected: Member
+) -> Iterator[bytes]:
     """The content; an error at its end unless it is as long and has the digest that was said."""
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
@@ -213,5 +218,5 @@ def _checked(name: str, chunks: Iterator[bytes], expected: Member) -> Iterator[b
             break
         yield chunk
     if size != expected.size or digest.hexdigest() != expected.sha256:
-        msg = f"{name} is not what the manifest says: the archive is damaged"
+        msg = f"{name} in {file} is not what the manifest says: it is damaged"
         raise ArchiveError(msg)
