@@ -146,6 +146,18 @@ lock: ## resolve dependencies anew and write requirements/*.lock
 wheel: $(VENV)/.run ## build the wheel into dist/
 	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
+.PHONY: bill
+bill: $(VENV)/.dev ## bill of materials and list of licences into build/; fails on what is not permissive
+	@$(BIN)/python scripts/bill.py
+
+.PHONY: offline
+offline: $(VENV)/.dev ## an archive for machines without a network, into dist/; bill of materials inside
+	@scripts/offline.sh $(VENV)
+
+.PHONY: test-offline
+test-offline: offline ## install that archive and run the demo where there is no network (root)
+	@scripts/test-offline.sh dist/hipscore-*-offline-*.tar
+
 .PHONY: clean
 clean: ## remove .venv and everything built
 	@rm -rf $(VENV) build dist hipscore-demo hipscore-viewer htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

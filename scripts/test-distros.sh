@@ -41,7 +41,12 @@ base() { # SUITE: make the system once
     local -a more=()
     # Ubuntu keeps python3-venv and others outside its smallest component
     case $1 in noble | resolute) more=(--components=main,universe) ;; esac
+    # a debootstrap that is older than the release: the way of the newest it knows
+    local known=/usr/share/debootstrap/scripts
+    local -a way=()
+    [[ $1 == forky && ! -e $known/$1 ]] && way=("" "$known/sid")
     if ! debootstrap --variant=minbase --include="$packages" "${more[@]}" "$1" "$root.new" \
+        "${way[@]}" \
         >"$folder/$1.fetch.log" 2>&1; then
         tail -n 3 "$folder/$1.fetch.log" >&2
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,6 +33,14 @@ def doctor(service: Service, *arguments: str, **environment: str) -> tuple[int, 
     return done.returncode, report
 
 
+def serving(service: Service) -> bool:
+    """Whether both queues have a worker: the API answers before."""
+    return not any(
+        hipscore("workers", "--queue", queue, environment=service.environment).returncode
+        for queue in ("analysis", "delivery")
+    )
+
+
 def said(report: dict[str, Any], what: str) -> list[str]:
     return [
         f"{each['level']}: {each['text']}" for each in report["findings"] if each["what"] == what
@@ -42,12 +51,7 @@ def test_a_healthy_service_passes_and_nothing_of_the_study_stays_or_reaches_the_
     service: Service,
 ) -> None:
     service.orthanc.add_modality("us", ae_title="HIPSCORE", port=service.dicom_port)
-    for queue in ("analysis", "delivery"):
-        command = ("workers", "--queue", queue)
-        servers.wait_until(
-            lambda ask=command: not hipscore(*ask, environment=service.environment).returncode,
-            what=f"a worker that serves {queue}",
-        )
+    servers.wait_until(partial(serving, service), what="workers of both queues")
     before = set(service.orthanc.find("Series"))
     listed = service.get("/studies").json()["items"]
     code, report = doctor(service)

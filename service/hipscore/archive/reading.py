@@ -206,9 +206,7 @@ def _each(file: Path, members: _Members, manifest: Manifest, progress: Progress)
         raise ArchiveError(msg)
 
 
-def _checked(
-    file: Path, name: str, chunks: Iterator[bytes], expected: Member
-) -> Iterator[bytes]:
+def _checked(file: Path, name: str, chunks: Iterator[bytes], expected: Member) -> Iterator[bytes]:
     """The content; an error at its end unless it is as long and has the digest that was said."""
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
