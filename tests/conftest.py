@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import servers
+from tests import real_scans, servers
 
 # Same examples on every run of CI; no deadline, because CI machines share their cores.
 settings.register_profile(
@@ -23,6 +23,14 @@ settings.register_profile(
 )
 settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    real_scans.skip_without(items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    real_scans.say_without(terminalreporter)
 
 
 @pytest.fixture(autouse=True)

@@ -18,18 +18,13 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from pydicom import dcmread
 
-from tests import servers
+from tests import real_scans, servers
 from tests.e2e.conftest import Service, dciodvfy_errors, hipscore, result_schema
 
-_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "pelvis-cor-t1"
-_HEADS = _DATA / "femoral_heads.csv"
-_SERIES = sorted(path.name.split(".")[0] for path in _DATA.glob("series_*.tar.xz"))
+_SERIES = sorted(path.name.split(".")[0] for path in real_scans.PELVES.glob("series_*.tar.xz"))
 _ALWAYS = ("series_09", "series_17")
 
-pytestmark = [
-    pytest.mark.real_scans,
-    pytest.mark.skipif(not _SERIES, reason="no real scans in ../shared/data"),
-]
+pytestmark = pytest.mark.real_scans(real_scans.PELVES)
 
 
 def _series() -> list[object]:
@@ -41,7 +36,7 @@ def _series() -> list[object]:
 
 
 def _true_heads(name: str) -> dict[str, tuple[float, float, float]]:
-    with _HEADS.open(encoding="utf-8") as stream:
+    with real_scans.HEADS.open(encoding="utf-8") as stream:
         return {
             row["side"]: (float(row["x_mm"]), float(row["y_mm"]), float(row["z_mm"]))
             for row in csv.DictReader(stream)
@@ -50,14 +45,16 @@ def _true_heads(name: str) -> dict[str, tuple[float, float, float]]:
 
 
 def _unpacked(name: str, folder: Path) -> list[Path]:
-    subprocess.run(["tar", "-xJf", str(_DATA / f"{name}.tar.xz"), "-C", str(folder)], check=True)
+    subprocess.run(
+        ["tar", "-xJf", str(real_scans.PELVES / f"{name}.tar.xz"), "-C", str(folder)], check=True
+    )
     return sorted(path for path in folder.rglob("*.dcm"))
 
 
 def _semi_real(name: str, folder: Path) -> list[Path]:
     from hiptrain.cli import main
 
-    arguments = ["synthesise", "--source", str(_DATA), "--heads", str(_HEADS)]
+    arguments = ["synthesise", "--source", str(real_scans.PELVES), "--heads", str(real_scans.HEADS)]
     arguments += ["--out", str(folder), "--seed", "11", "--series", name, "--new-study"]
     made = CliRunner().invoke(main, arguments)
     assert made.exit_code == 0, made.output

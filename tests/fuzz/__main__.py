@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tests import real_scans
 from tests.fuzz import sending
-from tests.fuzz.sources import REAL_SCANS
 from tests.fuzz.watching import WORKER_MB, Analysts
 
 _ANSWERS = ("0000", "C2xx", "A7xx", "aborted", "hang")
@@ -20,7 +20,7 @@ _FATAL = ("crash", "hang", "memory", "defect")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the fuzzer; 1 where anything was violated."""
     chosen = _arguments(arguments)
-    real = REAL_SCANS.is_dir() and not chosen.no_real
+    real = real_scans.ROOT.is_dir() and not chosen.no_real
     print(
         f"seed {chosen.seed}, {chosen.objects} objects and {chosen.attacks} attacks for the "
         f"listener, {chosen.series} series for the analysis, "

@@ -40,10 +40,10 @@ from pydicom.uid import (
 
 from hipscore import phantom
 from hipscore.phantom import Phantom
+from tests import real_scans
 from tests.fuzz.encoding import Coding, Element, NotTakenApart, Parts, take_apart
 
 #: real scans, where they are present; only the long program reads them
-REAL_SCANS = Path(__file__).parents[3] / "shared" / "data"
 #: larger ones would make a run slow and find nothing more
 LARGEST = 400_000
 _CODINGS: tuple[UID, ...] = (
@@ -178,8 +178,8 @@ def single_sources(*, real: bool = False) -> tuple[Source, ...]:
     found = [each for images in phantom_series().values() for each in images[::4]]
     found += _odd_files(Path(pydicom.data.__file__).parent / "test_files")
     if real:
-        found += _odd_files(REAL_SCANS / "mr-vendors")
-        found += _scans(REAL_SCANS / "pelvis-cor-t1")
+        found += _odd_files(real_scans.VENDORS)
+        found += _scans(real_scans.PELVES)
     return tuple(found)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from hipscore.inference import BundleSegmenter, load_segmenter, open_bundle, shi
 from hipscore.phantom import Burden
 from hipscore.scoring import score_hip
 from hiptrain import anatomy, evaluate, specs
+from tests import real_scans
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "pelvis-cor-t1"
 MEGABYTE = 1024 * 1024
 
 
@@ -104,18 +103,16 @@ def test_a_phantoms_structures_are_outlined(segmenter: BundleSegmenter, burden: 
         assert got.unet_score == pytest.approx(wanted.unet_score, rel=0.5, abs=0.5)
 
 
-@pytest.mark.real_scans
+@pytest.mark.real_scans(real_scans.PELVES)
 @pytest.mark.timeout(600)
 def test_the_heads_of_real_anatomy_are_found(segmenter: BundleSegmenter) -> None:
     """14 patients, in a contrast the service would decline: anatomy must do."""
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there: real scans are not part of the project")
-    spheres = anatomy.read_heads(DATA / "femoral_heads.csv")
-    with (DATA / "femoral_heads.csv").open(newline="") as stream:
+    spheres = anatomy.read_heads(real_scans.HEADS)
+    with real_scans.HEADS.open(newline="") as stream:
         names = sorted({row["series"] for row in csv.DictReader(stream)})
     errors = []
     for name in names:
-        _, studied = anatomy.load(DATA / f"{name}.tar.xz", spheres)
+        _, studied = anatomy.load(real_scans.PELVES / f"{name}.tar.xz", spheres)
         found = {hip.side: hip for hip in hips.locate(studied.volume, segmenter)}
         for hip in studied.hips:
             assert hip.side in found, f"{name}: no {hip.side.value} hip"

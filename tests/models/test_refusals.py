@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from hipscore.domain import Findings, ReasonCode, Segmenter, Side, Volume
 from hipscore.inference import load_segmenter, shipped_bundle
 from hipscore.scoring import combine, score_hip
 from hiptrain import anatomy, strangers
+from tests import real_scans
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "pelvis-cor-t1"
 DRAWN = tuple(kind for kind in strangers.KINDS if kind not in strangers.REAL_KINDS)
 #: training draws its seeds far below
 SEED = 900_000
@@ -28,12 +27,10 @@ def segmenter() -> Segmenter:
 @pytest.fixture(scope="module")
 def unseen() -> list[anatomy.Anatomy]:
     """The real pelves that the bundle says it was not trained on."""
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there: real scans are not part of the project")
     described = json.loads((shipped_bundle() / "bundle.json").read_text())
-    heads = anatomy.read_heads(DATA / "femoral_heads.csv")
+    heads = anatomy.read_heads(real_scans.HEADS)
     names = described["training"]["unseen_series"]
-    return [anatomy.load(DATA / f"{name}.tar.xz", heads)[1] for name in names]
+    return [anatomy.load(real_scans.PELVES / f"{name}.tar.xz", heads)[1] for name in names]
 
 
 def findings(volume: Volume, segmenter: Segmenter) -> Findings:
@@ -72,7 +69,7 @@ def test_a_hip_under_the_same_conditions_is_not(segmenter: Segmenter) -> None:
     assert found.unet_score is not None
 
 
-@pytest.mark.real_scans
+@pytest.mark.real_scans(real_scans.PELVES)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", strangers.REAL_KINDS)
 def test_a_part_of_an_unseen_pelvis_without_hips_is_refused(

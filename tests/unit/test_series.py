@@ -34,17 +34,9 @@ from scipy.spatial.transform import Rotation
 
 from hipscore import pixels, series
 from hipscore.domain import MIN_SLICES, ReasonCode, Unsuitable, Volume
-from tests import stacks
+from tests import real_scans, stacks
 
 pytestmark = pytest.mark.computes
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_vendors = pytest.mark.skipif(
-    not (SHARED / "mr-vendors").is_dir(), reason=f"no vendors' headers in {SHARED}/mr-vendors"
-)
-needs_pelvis = pytest.mark.skipif(
-    not (SHARED / "pelvis-cor-t1").is_dir(), reason=f"no real scans in {SHARED}/pelvis-cor-t1"
-)
 
 
 def reason(images: Sequence[Dataset]) -> tuple[str, str]:
@@ -747,8 +739,7 @@ def _answer(images: Sequence[Dataset]) -> Volume | Unsuitable:
 # --- real headers and real scans ------------------------------------------------------------
 
 
-@needs_vendors
-@pytest.mark.real_scans
+@pytest.mark.real_scans(real_scans.VENDORS)
 @pytest.mark.parametrize(
     ("name", "code"),
     (
@@ -765,16 +756,15 @@ def _answer(images: Sequence[Dataset]) -> Volume | Unsuitable:
     ),
 )
 def test_series_of_other_kinds_are_declined_for_what_they_are(name: str, code: str) -> None:
-    path = SHARED / "mr-vendors" / name
+    path = real_scans.VENDORS / name
     files = sorted(path.glob("*.dcm")) if path.is_dir() else [path]
     assert reason([dcmread(file) for file in files])[0] == code
 
 
-@needs_vendors
-@pytest.mark.real_scans
+@pytest.mark.real_scans(real_scans.VENDORS)
 def test_every_vendors_pixels_are_decoded() -> None:
     decoded: dict[str, list[bytes]] = {}
-    for file in sorted((SHARED / "mr-vendors").rglob("*.dcm")):
+    for file in sorted(real_scans.VENDORS.rglob("*.dcm")):
         image = dcmread(file)
         count = int(image.get("NumberOfFrames", 1))
         stored = pixels.frames(image, count, image.Rows, image.Columns)
@@ -785,11 +775,10 @@ def test_every_vendors_pixels_are_decoded() -> None:
     assert decoded["generic_compressed_jpeg_001"] == decoded["generic_compressed_rle_001"]
 
 
-@needs_pelvis
-@pytest.mark.real_scans
+@pytest.mark.real_scans(real_scans.PELVES)
 @pytest.mark.parametrize("name", ("series_03", "series_15"))
 def test_places_in_a_real_pelvis_are_where_they_were_measured(name: str, tmp_path: Path) -> None:
-    home = SHARED / "pelvis-cor-t1"
+    home = real_scans.PELVES
     with tarfile.open(home / f"{name}.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     images = [dcmread(path) for path in tmp_path.rglob("*.dcm")]
