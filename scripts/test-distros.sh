@@ -3,7 +3,7 @@
 # Python but the system's, no root. Needs root itself, and debootstrap.
 # usage: scripts/test-distros.sh [--do "make TARGET …"] [SUITE...]
 #
-# A SUITE is a release that debootstrap knows (default: bookworm trixie noble). What is
+# A SUITE is a release that debootstrap knows (default: bookworm trixie forky noble). What is
 # tried is the last commit. Each system is made once and kept in build/distros; every run begins
 # with a fresh copy. pip's settings of this machine (PIP_*, certificates) hold in there, too.
 # Prints a table in Markdown; exits 1 if anything failed. A release that cannot be fetched is
@@ -17,7 +17,7 @@ if [[ ${1:-} == --do ]]; then
     shift 2
 fi
 suites=("$@")
-((${#suites[@]})) || suites=(bookworm trixie noble)
+((${#suites[@]})) || suites=(bookworm trixie forky noble)
 
 say() { printf '%s\n' "$*" >&2; }
 

