@@ -331,13 +331,26 @@ class ExpressSocket(AssociationSocket):
     def _some(self) -> bytes:
         """What is there of the next few bytes, after waiting for it; empty at the end."""
         try:
-            return b"" if self.socket is None else self.socket.recv(_ALONG)
+            client = self._prompt()
+            return b"" if client is None else client.recv(_ALONG)
         except OSError:
             return b""  # closed, or silent for too long
+
+    def _prompt(self) -> socket.socket | None:
+        """The connection, about to acknowledge at once what is read next; Linux forgets it soon.
+
+        A sender with Nagle's algorithm (storescu of dcmtk 3.6.7, for one) holds back what it
+        writes next until what it wrote before is acknowledged, which is put off for 40 ms.
+        """
+        client: socket.socket | None = self.socket
+        if client is not None:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return client
 
     def _rest(self, view: memoryview) -> int:
         """Read into all of the view at once; how many bytes came, 0 at the end."""
         try:
-            return 0 if self.socket is None else self.socket.recv_into(view, 0, socket.MSG_WAITALL)
+            client = self._prompt()
+            return 0 if client is None else client.recv_into(view, 0, socket.MSG_WAITALL)
         except OSError:
             return 0
