@@ -16,11 +16,6 @@ CORE_FILES := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,*/hipscore/%.py,$(
 
 # schemathesis has nothing to do there and takes a second to load
 QUICK := $(BIN)/pytest -p no:schemathesis -m "not computes and not long"
-PURE := tests/unit tests/contract tests/models
-#: the tests that start servers, in parts of about the same length
-SERVED := $(wildcard tests/integration/test_[a-o]*.py) tests/pages
-WAITING := $(wildcard tests/integration/test_[p-z]*.py) tests/fuzz
-WHOLE := tests/e2e
 
 .PHONY: help
 help: ## this list
@@ -49,19 +44,9 @@ setup-train: $(VENV)/.train ## the same with torch, for hiptrain
 
 .PHONY: test
 test: setup-system lint ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
-	@rm -f .coverage .coverage.*
-	@# Three at once: what computes and then the whole service, and two parts that mostly wait.
-	@{ $(BIN)/pytest $(PURE) --cov --cov-report=; alone=$$?; \
-		$(BIN)/pytest $(WHOLE); exit $$((alone + $$?)); } \
-		>$(VENV)/pure.log 2>&1 & pure=$$!; \
-	$(BIN)/pytest $(WAITING) >$(VENV)/waiting.log 2>&1 & waiting=$$!; \
-	$(BIN)/pytest $(SERVED); served=$$?; \
-	wait $$waiting; waited=$$?; cat $(VENV)/waiting.log; \
-	wait $$pure; computed=$$?; cat $(VENV)/pure.log; \
-	exit $$((served + waited + computed))
+	@scripts/test.sh $(VENV)
 	@echo "coverage of the core (must be 95 % or more):"
 	@$(BIN)/coverage report --include='$(CORE_FILES)' --fail-under=95
-	@$(MAKE) faults-fast
 
 .PHONY: quick
 quick: $(VENV)/.dev ## unit and contract tests that analyse no whole study: half a minute, no servers

@@ -335,11 +335,15 @@ class Postgres:
             connection.execute(statement)
 
     @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
-        """Yield the SQLAlchemy URL of a new empty database, dropped at the end."""
+    def database(self, template: str | None = None) -> Iterator[str]:
+        """Yield the SQLAlchemy URL of a new database, dropped at the end.
+
+        Empty, or a copy of ``template``, which nobody may be connected with.
+        """
         name = f"test_{next(self._numbers)}"
         identifier = psycopg.sql.Identifier(name)
-        self._run(psycopg.sql.SQL("CREATE DATABASE {}").format(identifier))
+        source = psycopg.sql.Identifier(template or "template1")
+        self._run(psycopg.sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(identifier, source))
         try:
             yield self.url(name)
         finally:

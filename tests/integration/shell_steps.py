@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import threading
@@ -58,8 +59,9 @@ def listening(settings: Settings, *, card: ModelCard = CARD) -> Iterator[int]:
         assert not thread.is_alive()
 
 
+@functools.cache
 def make_phantom(seed: int = 1, **more: Any) -> Phantom:
-    """A small, quickly made study."""
+    """A small, quickly made study; the same one for everybody, who must not change it."""
     small = {"rows": 128, "slices": 16, "slice_mm": 5.0, "supersampling": 1}
     return phantom.synthesise(seed=seed, **{**small, **more})
 
@@ -67,7 +69,12 @@ def make_phantom(seed: int = 1, **more: Any) -> Phantom:
 def images(seed: int = 1, **more: Any) -> list[Dataset]:
     """Images of a small study; changing one leaves the others alone."""
     # one by one: copied as a list, the copies would share elements as the originals do
-    return [deepcopy(each) for each in phantom.to_datasets(make_phantom(seed), **more)]
+    return [deepcopy(each) for each in _datasets(seed, **more)]
+
+
+@functools.cache
+def _datasets(seed: int, **more: Any) -> list[Dataset]:
+    return phantom.to_datasets(make_phantom(seed), **more)
 
 
 def unannounced(datasets: Sequence[Dataset]) -> list[Dataset]:

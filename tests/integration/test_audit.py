@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from hipscore.cli import group
 from hipscore.settings import Settings
 from hipscore.store import access, audit
 from hipscore.store.access import Role
@@ -164,17 +165,11 @@ def test_keys_and_audit_on_the_command_line(
     environment = {
         "HIPSCORE_DATABASE_URL": settings.database,
         "HIPSCORE_DATA_DIR": str(tmp_path),
-        "PATH": "/usr/bin:/bin",
     }
 
     def hipscore(*arguments: str, code: int = 0) -> str:
-        import sys
-
-        command = [sys.executable, "-m", "hipscore", *arguments]
-        answer = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
-        )
-        assert answer.returncode == code, answer.stderr
+        answer = CliRunner(env=environment).invoke(group, list(arguments))
+        assert answer.exit_code == code, answer.output
         return answer.stdout if code == 0 else answer.stderr
 
     assert "hipscore keys create" in hipscore("keys", "list")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -59,11 +60,17 @@ def lock(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def bare_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", made], check=True)
+    return made
+
+
 @pytest.fixture
-def venv(tmp_path: Path) -> Path:
+def venv(bare_venv: Path, tmp_path: Path) -> Path:
     """A new environment with the pip that comes with this Python."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    return tmp_path / "venv"
+    return shutil.copytree(bare_venv, tmp_path / "venv", symlinks=True)
 
 
 def _wheel(folder: Path, name: str, version: str, requires: Iterable[str]) -> None:

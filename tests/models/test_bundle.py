@@ -21,7 +21,7 @@ MEGABYTE = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def segmenter() -> BundleSegmenter:
-    return load_segmenter(threads=2)
+    return load_segmenter(threads=1)
 
 
 def test_the_bundle_is_what_it_says_it_is() -> None:
@@ -105,13 +105,14 @@ def test_a_phantoms_structures_are_outlined(segmenter: BundleSegmenter, burden: 
 
 @pytest.mark.real_scans(real_scans.PELVES)
 @pytest.mark.timeout(600)
-def test_the_heads_of_real_anatomy_are_found(segmenter: BundleSegmenter) -> None:
-    """14 patients, in a contrast the service would decline: anatomy must do."""
+@pytest.mark.parametrize("patients", (4, pytest.param(14, marks=pytest.mark.long)))
+def test_the_heads_of_real_anatomy_are_found(segmenter: BundleSegmenter, patients: int) -> None:
+    """In a contrast the service would decline: anatomy must do."""
     spheres = anatomy.read_heads(real_scans.HEADS)
     with real_scans.HEADS.open(newline="") as stream:
         names = sorted({row["series"] for row in csv.DictReader(stream)})
     errors = []
-    for name in names:
+    for name in names[:patients]:
         _, studied = anatomy.load(real_scans.PELVES / f"{name}.tar.xz", spheres)
         found = {hip.side: hip for hip in hips.locate(studied.volume, segmenter)}
         for hip in studied.hips:
@@ -119,6 +120,6 @@ def test_the_heads_of_real_anatomy_are_found(segmenter: BundleSegmenter) -> None
             errors.append(
                 float(np.linalg.norm(np.subtract(found[hip.side].centre_mm, hip.centre_mm)))
             )
-    assert len(errors) == 28
+    assert len(errors) == 2 * patients
     assert max(errors) < 8.0
     assert np.median(errors) < 3.0

@@ -21,7 +21,7 @@ SEED = 900_000
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return load_segmenter(threads=2)
+    return load_segmenter(threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def furnish(settings: Settings, root: Path) -> dict[str, str]:
             dicom={"patient_name": "Nobody", "patient_id": "P-3", "study_date": "20260101"},
         ),
         "one": study(
-            settings, root / "4", 6, hips=[Side.LEFT],
+            settings, root / "4", 6, hips=(Side.LEFT,),
             dicom={**ada, "accession_number": "A103", "study_date": "20260210"},
         ),
         "now": study(

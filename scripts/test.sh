@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# All tests, in parts that run side by side: half of them wait for servers while the others compute.
+# usage: scripts/test.sh VENV
+#
+# What a part prints comes when it has ended. Exits 1 if one of them failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+bin=$1/bin
+logs=$1/logs
+mkdir -p "$logs"
+rm -f "$logs"/* .coverage .coverage.*
+
+# Coverage doubles the time: what analyses whole studies only to see that it goes well is left out.
+bare=(tests/contract/test_damaged_headers.py tests/unit/test_boxes.py)
+covered() {
+    nice "$bin/pytest" tests/unit tests/contract "${bare[@]/#/--deselect=}" --cov --cov-report=
+}
+computed() { nice "$bin/pytest" tests/models "${bare[@]}"; }
+served() { "$bin/pytest" tests/integration/test_[a-o]*.py tests/pages; }
+waited() { "$bin/pytest" tests/integration/test_[p-z]*.py tests/fuzz; }
+whole() { "$bin/pytest" tests/e2e; }
+faults() { "$bin/python" -m tests.faults --fast; }
+
+declare -A part=()
+run() { # FUNCTION...: one after the other, in the background
+    local name=$1
+    {
+        failed=0
+        for each in "$@"; do "$each" || failed=1; done
+        exit $failed
+    } >"$logs/$name.log" 2>&1 </dev/null &
+    part[$!]=$name
+}
+trap 'kill "${!part[@]}" 2>/dev/null' INT TERM
+run served
+run waited faults
+run covered
+run whole computed
+
+failed=0
+while ((${#part[@]})); do
+    wait -n -p ended "${!part[@]}" || failed=1
+    cat "$logs/${part[$ended]}.log"
+    unset "part[$ended]"
+done
+exit $failed
