@@ -13,9 +13,9 @@ rm -f "$logs"/* .coverage .coverage.*
 # Coverage doubles the time: what analyses whole studies only to see that it goes well is left out.
 bare=(tests/contract/test_damaged_headers.py tests/unit/test_boxes.py)
 covered() {
-    nice "$bin/pytest" tests/unit tests/contract "${bare[@]/#/--deselect=}" --cov --cov-report=
+    "$bin/pytest" tests/unit tests/contract "${bare[@]/#/--deselect=}" --cov --cov-report=
 }
-computed() { nice "$bin/pytest" tests/models "${bare[@]}"; }
+computed() { "$bin/pytest" tests/models "${bare[@]}"; }
 served() { "$bin/pytest" tests/integration/test_[a-o]*.py tests/pages; }
 waited() { "$bin/pytest" tests/integration/test_[p-z]*.py tests/fuzz; }
 whole() { "$bin/pytest" tests/e2e; }
