@@ -43,7 +43,7 @@ setup-system: ## install the real parts the tests run against (apt: Orthanc, dcm
 setup-train: $(VENV)/.train ## the same with torch, for hiptrain
 
 .PHONY: test
-test: setup-system lint ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
+test: setup-system $(VENV)/.dev ## everything CI runs but what needs torch: set-up, lint, all tests, coverage of the core
 	@scripts/test.sh $(VENV)
 	@echo "coverage of the core (must be 95 % or more):"
 	@$(BIN)/coverage report --include='$(CORE_FILES)' --fail-under=95

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# All tests, in parts that run side by side: half of them wait for servers while the others compute.
+# Lint and all tests, in parts that run side by side: half of them wait for servers while the others compute.
 # usage: scripts/test.sh VENV
 #
 # What a part prints comes when it has ended. Exits 1 if one of them failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-bin=$1/bin
-logs=$1/logs
+venv=$1
+bin=$venv/bin
+logs=$venv/logs
 mkdir -p "$logs"
 rm -f "$logs"/* .coverage .coverage.*
 
@@ -18,6 +19,7 @@ covered() {
 computed() { "$bin/pytest" tests/models "${bare[@]}"; }
 served() { "$bin/pytest" tests/integration/test_[a-o]*.py tests/pages; }
 waited() { "$bin/pytest" tests/integration/test_[p-z]*.py tests/fuzz; }
+linted() { make VENV="$venv" lint; }
 whole() { "$bin/pytest" tests/e2e; }
 faults() { "$bin/python" -m tests.faults --fast; }
 
@@ -34,13 +36,17 @@ run() { # FUNCTION...: one after the other, in the background
 trap 'kill "${!part[@]}" 2>/dev/null' INT TERM
 run served
 run waited faults
+run linted
 run covered
 run whole computed
 
-failed=0
+failed=()
 while ((${#part[@]})); do
-    wait -n -p ended "${!part[@]}" || failed=1
+    wait -n -p ended "${!part[@]}" || failed+=("${part[$ended]}")
     cat "$logs/${part[$ended]}.log"
     unset "part[$ended]"
 done
-exit $failed
+if ((${#failed[@]})); then
+    echo "failed: ${failed[*]} (above, and in $logs)" >&2
+    exit 1
+fi

@@ -134,7 +134,7 @@ def counted(connection: Connection) -> dict[str, int]:
 
 def _dump_sqlite(path: Path, into: Path) -> Snapshot:
     with (
-        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as ours,
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as ours,
         closing(sqlite3.connect(into)) as copy,
     ):
         ours.backup(copy)
